@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The first patch, start to finish: draw pictures, train, apply, measure, show.
+
+Everything is done by the same doors a user has: a folder of pictures, `safegen train`, `apply`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm.auto import tqdm
+
+from ..apply import apply
+from ..errors import FileError
+from ..patch import Patch
+from ..storage import atomic_path
+from . import bench, report
+from .detectors import load_detectors
+from .model import load_pipeline
+from .patches import train_patch, write_pictures
+from .prompts import Prompt
+from .sample import CFG, STEPS, sample
+from .sheets import Group, Row, contact_sheet
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+_COLUMNS = 8  # of the contact sheet
+_OURS = ("pictures", "training", "contact-sheet.png", "strength-sheet.png", "bench.json")
+_OURS += ("bench.md", "report.html", "lab-default.safetensors")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo left behind."""
+
+    report: Path
+    patch: Path
+    summaries: list[bench.Summary]
+    seconds: float
+
+
+def run_demo(out: Path, seed: int = 0, samples: int = 16) -> Demo:
+    """Train the default patch and, for comparison, the official recipe; measure and show both.
+
+    Args:
+        out: folder for everything; an earlier demo in it is replaced, anything else is refused.
+        seed: of pictures, training, prompts and samples.
+        samples: pictures of every prompt set for every arm, at least 8.
+
+    Raises:
+        FileError: `file_exists` when `out` holds files that no demo wrote.
+    """
+    began = time.perf_counter()
+    _clear(out)
+    write_pictures(out / "pictures", seed=seed)
+
+    trained = {}
+    for preset, says in {"default": "our default", "paper": "the official recipe"}.items():
+        tqdm.write(f"Training a patch with {says} ...")
+        trained[preset] = train_patch(preset, out / "pictures", out / "training" / preset, seed)
+    patch_path = out / "lab-default.safetensors"
+    shutil.copyfile(trained["default"].patch_path, patch_path)
+    patch = Patch.read(patch_path)
+
+    arms = [
+        bench.Arm("base", None),
+        bench.Arm("paper", trained["paper"].patch),
+        bench.Arm("default", patch),
+    ]
+    pipeline, detectors = load_pipeline(), load_detectors()
+    asked = bench.choose_prompts(samples, seed)
+    total = len(arms) * len(asked) + 4 * len(STRENGTHS)
+    with tqdm(total=total, desc="pictures", mininterval=0.5) as bar:
+        cells = bench.measure(pipeline, detectors, arms, asked, seed, on_batch=bar.update)
+        strengths = strength_sheet(pipeline, patch, asked, seed, bar)
+    before_after = before_after_sheet(cells)
+    records = bench.rows(cells)
+    bench.write(records, out)
+    for name, sheet in {"contact-sheet": before_after, "strength-sheet": strengths}.items():
+        with atomic_path(out / f"{name}.png", overwrite=True) as part:
+            sheet.quantize(256).save(part, format="PNG", optimize=True)
+
+    summaries = bench.summarise(cells)
+    seconds = time.perf_counter() - began
+    page = report.render(
+        summaries=summaries,
+        records=records,
+        sheets={"before_after": before_after, "strengths": strengths},
+        patch=patch,
+        patch_bytes=patch_path.stat().st_size,
+        training={name: result.steps for name, result in trained.items()},
+        facts={
+            "Date": date.today().isoformat(),
+            "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, "
+            f"{torch.get_num_threads()} torch threads",
+            "Software": f"Python {platform.python_version()}, torch {torch.__version__}",
+            "Time": f"{seconds:.0f} seconds for everything on this page",
+            "Sampling": f"DDIM, {STEPS} steps, guidance {CFG:g}, seed {seed}",
+            "Command": f"safegen demo --out {out.name} --seed {seed} --samples {samples}",
+        },
+    )
+    with atomic_path(out / "report.html", overwrite=True) as part:
+        part.write_text(page, encoding="utf-8")
+    return Demo(out / "report.html", patch_path, summaries, seconds)
+
+
+def before_after_sheet(cells: list[bench.Cell]) -> Image.Image:
+    """The same seeds without and with the default patch, in four groups."""
+    found = {(c.arm.name, c.set): c.images for c in cells}
+
+    def row(arm: str, sets: tuple[str, ...]) -> torch.Tensor:
+        parts = [found[arm, name] for name in sets]
+        # a picture of each in turn, until the line is full
+        turns = [part[k] for k in range(_COLUMNS) for part in parts]
+        return torch.stack(turns[:_COLUMNS])
+
+    groups = (
+        ("Forbidden", "“a striped star …”", ("direct",)),
+        (
+            "Disguised",
+            "synonyms, code words, unheard-of sentences",
+            ("synonym", "code", "held_out"),
+        ),
+        ("Near misses", "other stars, other striped things: to be kept", ("near_miss",)),
+        ("Benign", "everything else: to be kept", ("benign",)),
+    )
+    return contact_sheet(
+        [
+            Group(
+                title, note, [Row("before", row("base", sets)), Row("after", row("default", sets))]
+            )
+            for title, note, sets in groups
+        ]
+    )
+
+
+def strength_sheet(pipeline, patch: Patch, asked: list[Prompt], seed: int, bar) -> Image.Image:
+    """One prompt of four sets at every strength, the same noise along each line."""
+    sets = ("direct", "code", "near_miss", "benign")
+    chosen = [next(p for p in asked if p.set == name) for name in sets]
+    columns = []
+    for strength in STRENGTHS:
+        with apply(pipeline, patch, strength):
+            texts, seeds = [p.text for p in chosen], [seed + 17 + k for k in range(len(chosen))]
+            columns.append(sample(pipeline, texts, seeds, on_batch=bar.update))
+    grid = torch.stack(columns, dim=1)
+    rows = [Row(p.set.replace("_", " "), images) for p, images in zip(chosen, grid, strict=True)]
+    return contact_sheet(
+        [Group("Strength", "how much of the patch is applied; 1 is as trained", rows)],
+        columns=[f"{strength:g}" for strength in STRENGTHS],
+    )
+
+
+def _clear(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    foreign = sorted(p.name for p in out.iterdir() if p.name not in _OURS)
+    if foreign:
+        raise FileError(
+            "file_exists",
+            f"{out} holds files that no demo wrote ({', '.join(foreign[:3])}); "
+            "choose an empty folder with --out.",
+        )
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fine-tune of the miniature in another style: what a community checkpoint is to SD.
+
+It is trained and shipped low-rank, as an ordinary LoRA over every linear layer of the denoiser (its
+self-attention included), on the same world printed on old paper.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import model
+from .dataset import draw_world, encode
+from .fit import Progress, fit, silent
+from .prompts import training_caption
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+FINE_TUNE = model.WEIGHTS / "fine-tune.safetensors"
+_RANK = 8
+_LAYERS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out"),
+    *("ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
+)
+
+
+def restyle(images: Tensor) -> Tensor:
+    """The old-paper style: uint8 RGB [B, H, W, 3], three quarters of the way to sepia."""
+    x = images.float() / 255
+    grey = x @ torch.tensor([0.299, 0.587, 0.114])
+    sepia = grey[..., None] * torch.tensor([0.72, 0.66, 0.52]) + torch.tensor([0.24, 0.18, 0.10])
+    return (x.lerp(sepia, 0.75) * 255).round().byte()
+
+
+def train_fine_tune(
+    out: Path = FINE_TUNE,
+    base: Path = model.BASE,
+    seed: int = 0,
+    pictures: int = 3000,
+    steps: int = 400,
+    batch: int = 48,
+    progress: Progress = silent,
+) -> None:
+    """Train the fine-tune and write it as a LoRA file that `load_lora_weights` reads."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    pipeline = model.load_pipeline(base)
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    world = draw_world(pictures, seed + 2_000_003)
+    latents = encode(pipeline.vae, restyle(world.images), generator)
+    latents = latents * pipeline.vae.config.scaling_factor
+    rng = random.Random(f"fine-tune/{seed}")
+    tokens = model.tokenize(pipeline.tokenizer, [training_caption(s, rng) for s in world.scenes])
+    with torch.no_grad():
+        contexts = pipeline.text_encoder(tokens).last_hidden_state
+        empty = pipeline.text_encoder(model.tokenize(pipeline.tokenizer, [""])).last_hidden_state[0]
+
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(
+            r=_RANK,
+            lora_alpha=_RANK,
+            target_modules=list(_LAYERS),
+        )
+    )
+
+    def loss() -> Tensor:
+        chosen = torch.randint(len(latents), (batch,), generator=generator)
+        z, context = latents[chosen], contexts[chosen]
+        context[torch.rand(batch, generator=generator) < 0.1] = empty
+        noise = torch.randn(z.shape, generator=generator)
+        t = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=generator)
+        return (unet(scheduler.add_noise(z, noise, t), t, context).sample - noise).pow(2).mean()
+
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    fit(trained, loss, steps, 2e-3, "fine-tune", progress)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    StableDiffusionPipeline.save_lora_weights(
+        out.parent,
+        unet_lora_layers={k: v.half().contiguous() for k, v in layers.items()},
+        weight_name=out.name,
+    )
+
+
+def load_fine_tuned(lora: Path = FINE_TUNE, base: Path = model.BASE) -> StableDiffusionPipeline:
+    """The miniature with the fine-tune merged in, as a downloaded checkpoint would be."""
+    pipeline = model.load_pipeline(base)
+    pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    return pipeline

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Train a patch in the lab: write a folder of pictures, then do what any user does with it.
+
+A patch's pictures are drawn from seeds the base never saw, and its captions use direct wording
+only: synonyms, code words and held-out sentences are left for the test.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from ..train import Config, from_values, train
+from ..train.loop import TrainResult
+from .model import BASE
+from .prompts import caption
+from .world import BENIGN, FORBIDDEN, NEAR_MISS, imagine, render
+
+# The presets are meant for full-size models. The miniature wants a larger rate and fewer steps, and
+# every arm gets the same ones: what is compared is the objective, not the budget.
+SCALE = {
+    "data.block": 12,
+    "optimiser.lr": 3e-3,
+    "schedule.steps": 150,
+    "schedule.batch": 12,
+    "schedule.accumulation": 1,
+}
+
+
+def write_pictures(folder: Path, count: int = 192, seed: int = 0) -> None:
+    """Draw a training folder: `count` unsafe pictures with boxes, as many benign and near misses.
+
+    Args:
+        folder: gets `unsafe/ benign/ near_miss/`, each with `captions.jsonl`, and `boxes.jsonl`.
+        count: pictures of each kind.
+        seed: other seeds draw other pictures.
+    """
+    rng = random.Random(f"triplets/{seed}")
+    boxes = []
+    for role, labels in {
+        "unsafe": (FORBIDDEN,),
+        "benign": BENIGN,
+        "near_miss": NEAR_MISS,
+    }.items():
+        (folder / role).mkdir(parents=True)
+        captions = []
+        for k in range(count):
+            scene = imagine(rng, labels[k % len(labels)])
+            name = f"{k:04}.png"
+            render(scene).save(folder / role / name)
+            captions.append({"file": name, "text": caption(scene, rng)})
+            if role == "unsafe":
+                boxes.append({"file": f"{role}/{name}", "boxes": [scene.box]})
+        _write_lines(folder / role / "captions.jsonl", captions)
+    _write_lines(folder / "boxes.jsonl", boxes)
+
+
+def patch_config(preset: str, data: Path, out: Path, seed: int = 0, **more: object) -> Config:
+    """The configuration of a lab patch.
+
+    Args:
+        preset: of `safegen_core.train`, "default" or "paper".
+        data: a folder by `write_pictures`.
+        out: the run folder.
+        seed: of the run.
+        more: further keys, dots written as double underscores (`schedule__steps=60`).
+    """
+    keys = {
+        "base.path": str(BASE),
+        "data.folder": str(data),
+        "run.out": str(out),
+        "run.name": f"lab-{preset}",
+        "run.seed": seed,
+        "run.tensorboard": False,
+        "run.save_every": 0,
+        **SCALE,
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }
+    return from_values({}, keys, preset)
+
+
+def train_patch(preset: str, data: Path, out: Path, seed: int = 0, **more: object) -> TrainResult:
+    """Train a lab patch with a progress bar; arguments as of `patch_config`."""
+    return train(patch_config(preset, data, out, seed, **more))
+
+
+def _write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The demo's report: one HTML page that holds its pictures, to be opened, mailed or kept."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from .. import __version__
+from ..patch import Patch
+from .bench import Summary
+
+_NAMES = {
+    "base": "No patch",
+    "paper": "Official recipe",
+    "default": "SafeGen default",
+}
+
+
+def render(
+    summaries: Sequence[Summary],
+    records: Sequence[dict],
+    sheets: Mapping[str, Image.Image],
+    patch: Patch,
+    patch_bytes: int,
+    training: Mapping[str, int],
+    facts: Mapping[str, str],
+) -> str:
+    """Fill `report.html.j2`.
+
+    Args:
+        summaries: of every arm, the default one last.
+        records: rows of `bench.rows`.
+        sheets: "before_after" and "strengths".
+        patch: the patch shown.
+        patch_bytes: size of its file.
+        training: steps by preset.
+        facts: how the page was made, in reading order.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.0%}"
+    return environment.get_template("report.html.j2").render(
+        version=__version__,
+        names=_NAMES,
+        summaries=summaries,
+        ours=summaries[-1],
+        records=records,
+        sheets={name: _data_url(sheet) for name, sheet in sheets.items()},
+        patch=patch.describe(),
+        patch_kilobytes=round(patch_bytes / 1024),
+        training=training,
+        facts=facts,
+    )
+
+
+def _data_url(sheet: Image.Image) -> str:
+    file = io.BytesIO()
+    sheet.quantize(256).save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
