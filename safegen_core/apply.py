@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Put a patch on a live model, and take it off again bit for bit.
+
+    with apply(pipeline, patch):        # or unet, or a state dict
+        pipeline(prompt)
+
+A model carries at most one patch: applying again replaces, it never adds. Originals are kept as CPU
+copies (for a state dict, the tensors themselves), so removing needs no arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Fit, Realised, add_delta, require_fit
+from .errors import ModelError, PatchError
+from .fingerprint import SelfAttention
+from .patch import Patch, check_strength
+from .storage import LiveTensors
+
+_MARK = "_safegen_applied"  # on a module: its Applied; on a tensor of a state dict: its _Origin
+_WHOLE = 0.75  # share of the wanted strength from which an already patched model is left alone
+
+
+class _Slots(Protocol):
+    """Where the self-attention tensors of one live model sit, by its own names."""
+
+    def originals(self) -> LiveTensors:
+        """The model as it was before any patch of ours."""
+        ...
+
+    def put(self, key: str, value: Tensor, owner: Applied) -> None:
+        """Write a patched tensor, remembering the original."""
+        ...
+
+    def restore(self) -> None:
+        """Put every original back."""
+        ...
+
+
+class _ModuleSlots:
+    """Parameters of an nn.Module: overwritten in place, originals kept on the CPU."""
+
+    def __init__(self, module: torch.nn.Module, kept: dict[str, Tensor] | None = None) -> None:
+        self.module = module
+        self.kept: dict[str, Tensor] = {} if kept is None else kept
+        self._live = LiveTensors(module.state_dict(keep_vars=True))
+
+    def originals(self) -> LiveTensors:
+        return LiveTensors({**self._live.tensors, **self.kept})
+
+    def put(self, key: str, value: Tensor, owner: Applied) -> None:
+        current = self._live.load(key)
+        if key not in self.kept:
+            self.kept[key] = current.to("cpu", copy=True)
+        with torch.no_grad():
+            current.copy_(value)
+        object.__setattr__(self.module, _MARK, owner)
+
+    def restore(self) -> None:
+        live = LiveTensors(self.module.state_dict(keep_vars=True))
+        with torch.no_grad():
+            for key, original in self.kept.items():
+                live.load(key).copy_(original)
+        self.kept.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """What a patched tensor of a state dict remembers."""
+
+    tensor: Tensor
+    owner: Applied
+
+
+class _MappingSlots:
+    """Entries of a state dict: replaced by new tensors that remember the old ones."""
+
+    def __init__(self, state: MutableMapping[str, Tensor]) -> None:
+        self.state = state
+        self._names = {name.replace(".base_layer.", "."): name for name in state}
+
+    def origins(self) -> dict[str, _Origin]:
+        found = {name: getattr(tensor, _MARK, None) for name, tensor in self.state.items()}
+        return {name: origin for name, origin in found.items() if origin is not None}
+
+    def originals(self) -> LiveTensors:
+        kept = {name: origin.tensor for name, origin in self.origins().items()}
+        return LiveTensors({n: t for n, t in {**self.state, **kept}.items() if _is_tensor(t)})
+
+    def put(self, key: str, value: Tensor, owner: Applied) -> None:
+        name = self._names[key]
+        current = self.state[name]
+        origin = getattr(current, _MARK, None)
+        setattr(value, _MARK, _Origin(origin.tensor if origin else current, owner))
+        self.state[name] = value
+
+    def restore(self) -> None:
+        self.state.update({name: origin.tensor for name, origin in self.origins().items()})
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+class Applied:
+    """A patch on a model. Use as a context manager, or call `remove`.
+
+    Attributes:
+        patch: the patch.
+        strength: its strength.
+        fit: how the base matched.
+        already: the model had this patch baked in, so nothing was changed.
+        realised: share of the patch that survived rounding to the weights' dtype.
+        active: whether this is the patch now on the model; False after `remove`, or after another
+            `apply` replaced it.
+    """
+
+    def __init__(self, patch: Patch, strength: float, fit: Fit, slots: _Slots) -> None:
+        self.patch = patch
+        self.strength = strength
+        self.fit = fit
+        self.already = False
+        self.realised = 1.0
+        self.active = True
+        self._slots = slots
+
+    def remove(self) -> None:
+        """Restore the originals, bit for bit. Does nothing when no longer active."""
+        if self.active:
+            self._slots.restore()
+            self.active = False
+
+    def __enter__(self) -> Applied:
+        """Enter with the patch applied."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the patch."""
+        self.remove()
+
+
+def apply(target: Any, patch: Patch, strength: float = 1.0, *, any_base: bool = False) -> Applied:
+    """Add a patch to a live model, in place.
+
+    Weights keep their dtype and device; the sum is formed in float32 and rounded once. Strength 0
+    leaves the model bit-identical to its base. If anything is wrong, the model stays as it was,
+    with the patch it had before, if any. Load no other weights into a module while a patch is on:
+    removing would bring back the old ones.
+
+    Args:
+        target: a diffusers pipeline, a UNet module, or a mutable state dict (ldm or diffusers
+            names, any prefix). Wrapped pipelines with offloading must be patched first.
+        patch: the patch.
+        strength: 0 to `patch.MAX_STRENGTH`.
+        any_base: accept a model that is not, or not known to be, related to the patch's base.
+
+    Raises:
+        ModelError: as `SelfAttention.of`; `model_offloaded`; `model_unknown`.
+        PatchError: as `checkpoint.require_fit`; `patch_strength`; `patch_already` when the model
+            carries a part of the patch but too little of it; `patch_lost`; `patch_values`.
+    """
+    check_strength(strength)
+    before, slots = _open(target)
+    attention = SelfAttention.of(slots.originals())
+    fit = require_fit(attention, patch, any_base=any_base)
+    applied = Applied(patch, strength, fit, slots)
+    applied.already = strength > 0 and _already(fit, strength)
+    try:
+        slots.restore()
+        if strength > 0 and not applied.already:
+            applied.realised = _put_all(slots, attention, applied)
+    except BaseException:
+        slots.restore()
+        if before is not None:
+            _put_all(slots, attention, before)
+        raise
+    if before is not None:
+        before.active = False
+    return applied
+
+
+def _already(fit: Fit, strength: float) -> bool:
+    if not fit.carried:
+        return False
+    if fit.carried.amount >= _WHOLE * strength:
+        return True
+    raise PatchError(
+        "patch_already",
+        f"The model already carries about {fit.carried.amount:.2f} of this patch, less than the "
+        f"{strength:g} asked for. Adding would not give {strength:g} either: load the unpatched "
+        "base and apply the patch to it.",
+    )
+
+
+def _put_all(slots: _Slots, attention: SelfAttention, applied: Applied) -> float:
+    realised = Realised()
+    for name in applied.patch.deltas:
+        before, delta = attention.load(name), applied.patch.delta(name, applied.strength)
+        after = add_delta(before, delta, name)
+        realised.add(before, after, delta)
+        slots.put(attention.detected.key(name), after, applied)
+    realised.require()
+    return realised.share
+
+
+def _open(target: Any) -> tuple[Applied | None, _Slots]:
+    if isinstance(target, MutableMapping):
+        slots = _MappingSlots(target)
+        owners = [origin.owner for origin in slots.origins().values()]
+        return (owners[0] if owners else None), slots
+    module = getattr(target, "unet", target)
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(
+            "model_unknown",
+            f"A patch goes on a pipeline, a UNet or a state dict, not on a "
+            f"{type(target).__name__}.",
+        )
+    before = getattr(module, _MARK, None)
+    if before is not None and before.active:
+        return before, _ModuleSlots(module, before._slots.kept)
+    return None, _ModuleSlots(module)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`safegen patch`: extract, inspect, combine, compress and expand patch files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..checkpoint import ExtractReport
+    from ..patch import Compression, Patch
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `patch` and its actions to the command line."""
+    parser = subparsers.add_parser("patch", help="extract, inspect, combine or compress a patch")
+    actions = parser.add_subparsers(title="actions", metavar="<action>", required=True)
+
+    extract = actions.add_parser("extract", help="the patch that turns one model into another")
+    extract.add_argument("base", help="model before: .safetensors or diffusers folder")
+    extract.add_argument("safe", help="model after")
+    extract.add_argument("--rank", type=int, help="store low-rank factors of this rank")
+    extract.add_argument("--title", help="name for people")
+    _writes(extract)
+    extract.set_defaults(run=_extract)
+
+    info = actions.add_parser("info", help="what a patch is for and where it came from")
+    info.add_argument("patch")
+    info.add_argument("--model", help="also tell how it fits this model")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    _trusts(info)
+    info.set_defaults(run=_info)
+
+    combine = actions.add_parser("combine", help="weighted sum of patches")
+    combine.add_argument(
+        "patches", nargs="+", metavar="PATCH[=WEIGHT]", help="weight 1 if not given"
+    )
+    _writes(combine)
+    combine.set_defaults(run=_combine)
+
+    compress = actions.add_parser("compress", help="keep only the largest singular vectors")
+    compress.add_argument("patch")
+    compress.add_argument("--rank", type=int, required=True)
+    _trusts(compress)
+    _writes(compress)
+    compress.set_defaults(run=_compress)
+
+    expand = actions.add_parser("expand", help="low-rank factors to whole deltas")
+    expand.add_argument("patch")
+    _trusts(expand)
+    _writes(expand)
+    expand.set_defaults(run=_expand)
+
+
+def _writes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, help="patch file to write")
+    parser.add_argument(
+        "--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="default: %(default)s"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _trusts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--family", help="for a file without SafeGen metadata: the family it is for"
+    )
+
+
+def _read(path: str, family: str | None) -> Patch:
+    from ..families import family as family_named
+    from ..patch import Patch
+
+    return Patch.read(path, family=family_named(family) if family else None)
+
+
+def _write(patch: Patch, args: argparse.Namespace) -> None:
+    patch.write(args.out, _dtype(args.dtype), overwrite=args.overwrite)
+    print(f"wrote {args.out}")
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def _extract(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..checkpoint import extract
+
+    with tqdm(unit="tensor", desc="comparing", leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = extract(
+            args.base,
+            args.safe,
+            args.out,
+            rank=args.rank,
+            dtype=_dtype(args.dtype),
+            title=args.title,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    _tell_extract(report)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _tell_extract(report: ExtractReport) -> None:
+    changed, same = len(report.changed), report.same
+    print(f"self-attention: {changed} of {changed + same} tensors differ")
+    if report.outside:
+        examples = ", ".join(report.outside[:3]) + (", ..." if len(report.outside) > 3 else "")
+        print(
+            f"warning: {len(report.outside)} tensors outside self-attention differ too, which a "
+            f"patch cannot hold ({examples})"
+        )
+    else:
+        print(f"outside self-attention: {report.outside_same} tensors agree")
+    if report.not_compared:
+        print(f"not compared: {report.not_compared} tensors that only one model has")
+    if report.compression:
+        _tell_compression(report.compression)
+
+
+def _tell_compression(compression: Compression) -> None:
+    worst = min(compression.layers, key=compression.layers.__getitem__)
+    print(
+        f"rank {compression.rank} keeps {compression.energy:.1%} of the change "
+        f"(least: {compression.layers[worst]:.1%} in {worst})"
+    )
+    if compression.bias_share:
+        print(f"dropped biases: {compression.bias_share:.2%} of the change")
+
+
+def _info(args: argparse.Namespace) -> int:
+    patch = _read(args.patch, args.family)
+    told = patch.describe()
+    if args.model:
+        from ..checkpoint import require_fit
+        from ..fingerprint import SelfAttention
+
+        fit = require_fit(SelfAttention.of(args.model), patch, any_base=True)
+        told["match"] = fit.match or "unknown"
+        if fit.distance is not None:
+            told["distance"] = f"{fit.distance:.4f}"
+        if fit.carried is not None:
+            told["carried"] = f"{fit.carried.amount:.2f} ± {fit.carried.error:.2f}"
+    if args.json:
+        print(json.dumps(told, indent=2))
+    else:
+        width = max(map(len, told))
+        print("\n".join(f"{label:<{width}}  {text}" for label, text in told.items()))
+    return 0
+
+
+def _combine(args: argparse.Namespace) -> int:
+    from ..patch import bases_differ, combine
+
+    parts = [_weighted(text) for text in args.patches]
+    if bases_differ(patch for patch, _ in parts):
+        print("warning: the patches were made for different or unknown bases")
+    _write(combine(parts), args)
+    return 0
+
+
+def _weighted(text: str) -> tuple[Patch, float]:
+    path, _, weight = text.rpartition("=")
+    try:
+        number = float(weight)
+    except ValueError:  # no "=", or one that belongs to the path
+        return _read(text, None), 1.0
+    return (_read(path, None), number) if path else (_read(text, None), 1.0)
+
+
+def _compress(args: argparse.Namespace) -> int:
+    patch, compression = _read(args.patch, args.family).compress(args.rank)
+    _tell_compression(compression)
+    _write(patch, args)
+    return 0
+
+
+def _expand(args: argparse.Namespace) -> int:
+    _write(_read(args.patch, args.family).expand(), args)
+    return 0
