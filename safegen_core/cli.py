@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line: finds the commands, runs one, turns errors into one line and an exit status.
+
+Exit status: 0 done, 1 a check said no, 2 the input or the environment is at fault (argparse uses 2
+as well), 130 interrupted. Standard output belongs to the commands, errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import pkgutil
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__, commands
+from .errors import SafeGenError
+
+# Which extra of pyproject.toml brings a package; a test compares the two.
+EXTRA_OF = {
+    "accelerate": "train",
+    "cryptography": "sign",
+    "diffusers": "train",
+    "jinja2": "train",
+    "numpy": "train",
+    "onnxruntime": "detect",
+    "peft": "train",
+    "PIL": "train",
+    "safetensors": "train",
+    "tomli": "train",
+    "torch": "train",
+    "tqdm": "cli",
+    "transformers": "train",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command found in `safegen_core/commands`."""
+    parser = argparse.ArgumentParser(
+        prog="safegen",
+        description="Safety patches for Stable Diffusion: train, apply, bake and measure them.",
+        epilog="Start with: safegen demo --out demo",
+    )
+    parser.add_argument("--version", action="version", version=f"safegen {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(title="commands", metavar="<command>")
+    for module in pkgutil.iter_modules(commands.__path__):
+        importlib.import_module(f"{commands.__name__}.{module.name}").register(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `safegen` with the given arguments.
+
+    Args:
+        argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+        The exit status, see above.
+    """
+    _print_anything_anywhere()
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if "run" not in args:
+        parser.print_help()
+        return 2
+    return execute(args)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run one parsed command and turn every error a user can meet into an exit status.
+
+    Args:
+        args: `run`, the command's function, and `debug`, beside the command's own arguments.
+    """
+    try:
+        return args.run(args)
+    except SafeGenError as error:
+        return _fail(error, debug=args.debug)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        return _fail(_missing_package(package), debug=args.debug)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(error: SafeGenError, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error [{error.code}]: {error.message}", file=sys.stderr)
+    return 2
+
+
+def _missing_package(package: str) -> SafeGenError:
+    extra = EXTRA_OF[package]
+    source = Path(__file__).parent.parent
+    target = str(source) if (source / "pyproject.toml").is_file() else "safegen"
+    return SafeGenError(
+        "missing_package",
+        f"This command needs the package '{package}', which this Python does not have. In an "
+        "environment of its own (a host keeps its packages as they are) run: "
+        f'pip install "{target}[{extra}]"',
+    )
+
+
+def _print_anything_anywhere() -> None:
+    # A redirected Windows console is cp1252; a σ in a table must not end the program.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

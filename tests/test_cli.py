@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line: commands are found, errors become one line, starting stays light."""
+
+from __future__ import annotations
+
+import argparse
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safegen_core import __version__, cli, commands, errors
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+
+
+def raising(error: BaseException, debug: bool = False) -> argparse.Namespace:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return argparse.Namespace(run=run, debug=debug)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_commands_status_is_the_programs(status):
+    assert cli.execute(argparse.Namespace(run=lambda args: status, debug=False)) == status
+
+
+def test_an_error_is_one_line_on_stderr_and_status_2(capsys):
+    error = errors.PatchError("patch_family", "This patch is for sdxl. Choose another model.")
+    assert cli.execute(raising(error)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error [patch_family]: This patch is for sdxl. Choose another model.\n"
+
+
+def test_debug_adds_the_traceback(capsys):
+    assert cli.execute(raising(errors.DataError("data_empty", "Nothing."), debug=True)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("error [data_empty]: Nothing.\n")
+
+
+def test_interrupting_is_status_130():
+    assert cli.execute(raising(KeyboardInterrupt())) == 130
+
+
+@pytest.mark.parametrize("module", ["diffusers", "torch.nn", "cryptography"])
+def test_a_missing_package_names_its_extra(module, capsys):
+    assert cli.execute(raising(ModuleNotFoundError("no", name=module))) == 2
+    err = capsys.readouterr().err
+    package = module.partition(".")[0]
+    assert err.startswith(f"error [missing_package]: This command needs the package '{package}'")
+    assert f"[{cli.EXTRA_OF[package]}]" in err
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("no", name="safegen_core.gone"), ZeroDivisionError()]
+)
+def test_a_bug_is_not_dressed_up_as_a_users_mistake(error):
+    with pytest.raises(type(error)):
+        cli.execute(raising(error))
+
+
+def test_every_file_in_commands_is_a_command():
+    listed = cli.build_parser().format_help()
+    assert "doctor" in COMMANDS
+    for name in COMMANDS:
+        assert f"\n    {name} " in listed, f"commands/{name}.py registers no command '{name}'"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: safegen {name}")
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert cli.main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_help_loads_no_heavy_package():
+    program = (
+        "import sys; from safegen_core import cli; cli.build_parser().format_help();"
+        "print(*{name.partition('.')[0] for name in sys.modules} & "
+        "{'torch', 'numpy', 'PIL', 'safetensors', 'diffusers', 'transformers', 'tqdm'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_the_script_runs_isolated_from_any_folder(tmp_path):
+    pack = tmp_path / "custom nodes" / "sd-safegen"
+    shutil.copytree(
+        ROOT / "safegen_core",
+        pack / "safegen_core",
+        ignore=shutil.ignore_patterns("__pycache__", "weights"),
+    )
+    shutil.copy(ROOT / "safegen.py", pack)
+    done = subprocess.run(
+        [sys.executable, "-I", str(pack / "safegen.py"), "--version"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, f"safegen {__version__}\n"), done.stderr
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "safegen_core", "no-such-command"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "no-such-command" in done.stderr

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The arrows of docs/architecture.md hold; read from the source, whatever is installed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "safegen_core"
+
+# A room may import itself and the rooms of earlier lines; rooms on one line do not know each other.
+# A new room needs a place here and in docs/architecture.md.
+LAYERS = (
+    {"errors"},
+    {"families"},
+    {"storage"},
+    {"fingerprint"},
+    {"patch"},
+    {"checkpoint"},
+    {"apply"},
+    {"detect", "sanitize", "policy"},
+    {"guard"},
+    {"train"},
+    {"evaluate"},
+    {"lab"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+)
+LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
+
+HOST_MODULES = {
+    *("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths"),
+    *("nodes", "server", "gradio", "launch", "modules", "modules_forge", "scripts"),
+}
+CORE_PACKAGES = {"torch", "safetensors", "numpy", "PIL", "tqdm"}
+ABOVE_CORE = {"train", "evaluate", "lab", "commands", "cli", "__main__"}
+LIGHT = {"errors", "families", "commands", "cli", "__main__"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement: `room` is set for our own modules, `package` for all others."""
+
+    where: str
+    importer: str
+    room: str | None
+    package: str | None
+    top_level: bool
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+def imports_of(file: Path) -> Iterator[Import]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    inside_functions = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    for_types_only = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
+        for node in ast.walk(test)
+    }
+    package = ("safegen_core", *file.relative_to(CORE).parent.parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = tuple(node.module.split(".")) if node.module else ()
+            targets = [(*base, *module, alias.name) for alias in node.names]
+        else:
+            continue
+        relative = isinstance(node, ast.ImportFrom) and node.level > 0
+        for target in targets:
+            # `from . import __version__` names the package itself, not a room of it.
+            ours = target[1] if relative and len(target) > 1 else None
+            yield Import(
+                where=f"{file.relative_to(ROOT).as_posix()}:{node.lineno}",
+                importer=room_of(file),
+                room=ours if ours and is_room(ours) else None,
+                package=None if relative else target[0],
+                top_level=id(node) not in inside_functions | for_types_only,
+            )
+
+
+def is_room(name: str) -> bool:
+    return (CORE / f"{name}.py").is_file() or (CORE / name).is_dir()
+
+
+FILES = sorted(CORE.rglob("*.py"))
+IMPORTS = [found for file in FILES for found in imports_of(file)]
+ROOMS = {room_of(file) for file in FILES} - {"__init__"}
+
+
+def wrong(condition) -> list[str]:
+    return [
+        f"{i.where}: {i.importer} imports {i.room or i.package}" for i in IMPORTS if condition(i)
+    ]
+
+
+def test_every_room_has_its_place():
+    assert ROOMS - set(LAYER_OF) == set()
+
+
+def test_the_architecture_page_draws_this_arrow():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = re.search(r"^errors <- .+$", page, re.MULTILINE)
+    assert drawn is not None
+    rooms = drawn[0].split(" <- ")
+    assert set(rooms) == ROOMS - {"__main__"}
+    assert rooms == sorted(rooms, key=lambda room: LAYER_OF[room])
+
+
+def test_no_arrow_runs_back():
+    assert not wrong(
+        lambda i: (
+            i.room not in (None, i.importer)
+            and LAYER_OF.get(i.room, 0) >= LAYER_OF.get(i.importer, 0)
+        )
+    )
+
+
+def test_the_package_itself_imports_nothing():
+    assert not wrong(lambda i: i.importer == "__init__" and i.package != "__future__")
+
+
+def test_our_own_modules_are_imported_relatively():
+    # Hosts import the core under other names (`<path>.safegen_core`); an absolute import would
+    # bring in a second copy, or none.
+    assert not wrong(lambda i: i.package == "safegen_core")
+
+
+def test_no_host_is_imported():
+    assert not wrong(lambda i: i.package in HOST_MODULES)
+
+
+def test_the_core_keeps_to_what_every_host_has():
+    allowed = CORE_PACKAGES | set(sys.stdlib_module_names) | {None}
+    assert not wrong(lambda i: i.importer not in ABOVE_CORE and i.package not in allowed)
+
+
+def test_tqdm_is_imported_where_it_is_used():
+    assert not wrong(lambda i: i.package == "tqdm" and i.top_level and i.importer not in ABOVE_CORE)
+
+
+def test_light_rooms_load_no_third_party_package():
+    stdlib = set(sys.stdlib_module_names) | {None}
+    assert not wrong(lambda i: i.importer in LIGHT and i.top_level and i.package not in stdlib)
+
+
+def run_python(program: str, *arguments: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_package_loads_nothing_else():
+    program = (
+        "import sys; before = set(sys.modules); import safegen_core;"
+        "print(*set(sys.modules) - before)"
+    )
+    assert set(run_python(program)) <= {"safegen_core"}
+
+
+TWO_COPIES = """
+import importlib, importlib.util, sys
+
+def load(name, folder):
+    spec = importlib.util.spec_from_file_location(
+        name, folder + "/__init__.py", submodule_search_locations=[folder]
+    )
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+folder, *rooms = sys.argv[1:]
+copies = ("/hosts/a_x_b/safegen_core", "other_core")
+for name in copies:
+    load(name, folder)
+    for room in rooms:
+        importlib.import_module(f"{name}.{room}")
+first, second = (sys.modules[f"{name}.errors"] for name in copies)
+assert first.PatchError is not second.PatchError
+try:
+    raise first.PatchError("patch_family", "wrong family")
+except Exception as error:
+    assert not isinstance(error, second.SafeGenError)
+    assert error.code == "patch_family"
+print(*sorted(name for name in sys.modules if name.partition(".")[0] == "safegen_core"))
+"""
+
+
+def test_two_copies_under_two_names_share_nothing():
+    pytest.importorskip("torch")
+    rooms = [file.stem for file in FILES if file.parent == CORE and not file.stem.startswith("__")]
+    assert run_python(TWO_COPIES, str(CORE), *rooms) == []
