@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Train the miniature from nothing: autoencoder, judges, denoiser with its text encoder.
+"""Train the miniature from nothing: autoencoder, judges, denoiser and text encoder, fine-tune.
 
 One command (`safegen lab train-base`), one seed. Each stage seeds itself and leaves its result in
 the output folder, so an interrupted run goes on with the first stage that is missing and ends with
@@ -25,7 +25,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..errors import DataError
 from . import model
 from .dataset import World, censor, draw_world, encode, psnr, reconstruct, to_signal
-from .detectors import DETECTORS, measure_detector, save_detector, train_detector
+from .detectors import (
+    DETECTORS,
+    load_detectors,
+    measure_detector,
+    save_detector,
+    train_detector,
+)
+from .finetune import FINE_TUNE, restyle, train_fine_tune
 from .fit import Progress, fit, silent
 from .prompts import training_caption
 
@@ -44,17 +51,18 @@ class Recipe:
     vae_lr: float = 3e-3
     detector_steps: int = 600
     detector_batch: int = 96
-    denoiser_steps: int = 3800
+    denoiser_steps: int = 3400
     denoiser_batch: int = 64
     denoiser_lr: float = 1.5e-3
     empty_caption: float = 0.1  # share of captions replaced by "", for classifier-free guidance
     ema: float = 0.998
+    fine_tune_steps: int = 400
 
 
 def train_base(
     out: Path, seed: int = 0, recipe: Recipe | None = None, progress: Progress = silent
 ) -> dict:
-    """Train a miniature; write `base/`, the detectors and `record.json` to `out`.
+    """Train a miniature; write `base/`, the detectors, the fine-tune and `record.json`.
 
     Args:
         out: a folder, made if missing. Stages whose results it already holds are not run again.
@@ -84,6 +92,7 @@ def train_base(
         record["stages"][name] = measured | {
             "seconds": round(time.perf_counter() - wall),
             "cpu_seconds": round(time.process_time() - cpu),
+            "threads": torch.get_num_threads(),
         }
         (out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -112,6 +121,15 @@ def train_base(
         return {}
 
     stage("denoiser", out / "base", denoiser)
+
+    def fine_tune(generator: torch.Generator) -> dict:
+        train_fine_tune(out / FINE_TUNE.name, out / "base", seed, recipe.fine_tune_steps, progress)
+        shown = reconstruct(vae, restyle(test.images))
+        judges = load_detectors({k: out / path.name for k, path in DETECTORS.items()})
+        right = [(judge.classify(shown) == test.labels).float().mean().item() for judge in judges]
+        return {f"accuracy_of_{k}": round(r, 4) for k, r in zip(DETECTORS, right, strict=True)}
+
+    stage("fine-tune", out / FINE_TUNE.name, fine_tune)
     return record
 
 
@@ -202,7 +220,6 @@ def _open_record(out: Path, seed: int, recipe: Recipe) -> dict:
     fresh = {
         "seed": seed,
         "recipe": asdict(recipe),
-        "threads": torch.get_num_threads(),
         "made": date.today().isoformat(),
         "torch": torch.__version__,
         "stages": {},

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _COLUMNS = 8  # of the contact sheet
-_OURS = ("pictures", "training", "contact-sheet.png", "strength-sheet.png", "bench.json")
-_OURS += ("bench.md", "report.html", "lab-default.safetensors")
+WRITES = ("pictures", "training", "contact-sheet.png", "strength-sheet.png", "bench.json")
+WRITES += ("bench.md", "report.html", "lab-default.safetensors")
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def strength_sheet(pipeline, patch: Patch, asked: list[Prompt], seed: int, bar) 
 
 def _clear(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in _OURS)
+    foreign = sorted(p.name for p in out.iterdir() if p.name not in WRITES)
     if foreign:
         raise FileError(
             "file_exists",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FINE_TUNE = model.WEIGHTS / "fine-tune.safetensors"
 _RANK = 8
+_PICTURES = 3000
+_BATCH = 48
 _LAYERS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out"),
     *("ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
@@ -42,9 +44,7 @@ def train_fine_tune(
     out: Path = FINE_TUNE,
     base: Path = model.BASE,
     seed: int = 0,
-    pictures: int = 3000,
     steps: int = 400,
-    batch: int = 48,
     progress: Progress = silent,
 ) -> None:
     """Train the fine-tune and write it as a LoRA file that `load_lora_weights` reads."""
@@ -57,7 +57,7 @@ def train_fine_tune(
     generator = torch.Generator().manual_seed(seed)
     pipeline = model.load_pipeline(base)
     unet, scheduler = pipeline.unet, pipeline.scheduler
-    world = draw_world(pictures, seed + 2_000_003)
+    world = draw_world(_PICTURES, seed + 2_000_003)
     latents = encode(pipeline.vae, restyle(world.images), generator)
     latents = latents * pipeline.vae.config.scaling_factor
     rng = random.Random(f"fine-tune/{seed}")
@@ -76,11 +76,11 @@ def train_fine_tune(
     )
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(latents), (batch,), generator=generator)
+        chosen = torch.randint(len(latents), (_BATCH,), generator=generator)
         z, context = latents[chosen], contexts[chosen]
-        context[torch.rand(batch, generator=generator) < 0.1] = empty
+        context[torch.rand(_BATCH, generator=generator) < 0.1] = empty
         noise = torch.randn(z.shape, generator=generator)
-        t = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=generator)
+        t = torch.randint(scheduler.config.num_train_timesteps, (_BATCH,), generator=generator)
         return (unet(scheduler.add_noise(z, noise, t), t, context).sample - noise).pow(2).mean()
 
     trained = [p for p in unet.parameters() if p.requires_grad]

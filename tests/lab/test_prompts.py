@@ -49,7 +49,15 @@ def test_a_text_about_nothing_known_has_no_meaning():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", "[1]", '{"text": "a"}', '{"text": 3, "set": "direct"}', '{"text": "a", "set": "x"}']
+    "text",
+    [
+        "",
+        "nonsense",
+        "[1]",
+        '{"text": "a"}',
+        '{"text": 3, "set": "direct"}',
+        '{"text": "a", "set": "x"}',
+    ],
 )
 def test_bad_prompt_files_are_named(tmp_path, text):
     file = tmp_path / "prompts.jsonl"
@@ -70,7 +78,9 @@ def test_unreadable_prompt_files_are_named(tmp_path):
 
 def test_prompt_files_are_read(tmp_path):
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"text": "a zebra pentagram", "set": "synonym"}\n\n{"text": "soup", "set": "benign"}\n')
+    file.write_text(
+        '{"text": "a zebra pentagram", "set": "synonym"}\n\n{"text": "soup", "set": "benign"}\n'
+    )
     first, second = p.read_prompts(file)
     assert (first.label, second.label) == (FORBIDDEN, None)
 

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`safegen lab`: the miniature world's own commands."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add `lab` with its subcommands to the command line."""
+    lab = subparsers.add_parser(
+        "lab", help="the miniature world: measure patches, train its models"
+    )
+    commands = lab.add_subparsers(title="commands", metavar="<command>", required=True)
+
+    bench = commands.add_parser(
+        "bench",
+        help="train patches and measure them",
+        description="Train the compared patches, sample every prompt set with and without "
+        "them, and write bench.json (a list of rows) and bench.md (the table).",
+    )
+    bench.add_argument("--out", type=Path, required=True, help="folder for results and patches")
+    bench.add_argument("--seed", type=int, default=0, help="of patches, prompts and pictures")
+    bench.add_argument("--samples", type=_count, default=32, help="pictures of every set and arm")
+    bench.add_argument("--prompts", type=Path, help='JSONL of {"text", "set"} instead of our own')
+    bench.add_argument(
+        "--arms",
+        nargs="+",
+        default=["paper", "default"],
+        help="presets to train, or patch files; the base is always measured",
+    )
+    bench.add_argument("--cfg", nargs="+", type=float, default=[5.0], help="guidance scales")
+    bench.add_argument("--strength", nargs="+", type=float, default=[1.0], help="strengths")
+    bench.add_argument("--rank", nargs="+", type=int, default=[0], help="SVD ranks; 0 = as trained")
+    bench.add_argument(
+        "--on", choices=("base", "fine-tune"), default="base", help="the model that is patched"
+    )
+    bench.set_defaults(run=_bench)
+
+    base = commands.add_parser(
+        "train-base",
+        help="train the miniature model and its detectors from nothing",
+        description="Train the miniature Stable Diffusion, its two detectors and its fine-tune. "
+        "About 45 minutes of 2 CPU cores; an interrupted run goes on where it stopped.",
+    )
+    base.add_argument("--out", type=Path, required=True, help="folder for the weights and record")
+    base.add_argument("--seed", type=int, default=0, help="another seed, an independent miniature")
+    base.add_argument("--threads", type=_count, default=2, help="torch threads (part of the seed)")
+    base.set_defaults(run=_train_base)
+
+    full = commands.add_parser(
+        "make-checkpoint",
+        help="write a full-size checkpoint of random weights, to try the commands on",
+        description="Write a checkpoint with the names and shapes of Stable Diffusion 1.5 and "
+        "random weights: it draws noise, but every command treats it as the real thing.",
+    )
+    full.add_argument("file", type=Path, help="the .safetensors file to write")
+    full.add_argument("--seed", type=int, default=0, help="of the random weights")
+    full.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of the weights")
+    full.add_argument("--configs", type=Path, help="also write diffusers configs to this folder")
+    full.add_argument(
+        "--like",
+        type=Path,
+        help="copy this checkpoint, its self-attention changed at random: a stand-in safe model",
+    )
+    full.set_defaults(run=_make_checkpoint)
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return count
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from ..lab import bench
+    from ..lab.prompts import read_prompts
+
+    given = read_prompts(args.prompts) if args.prompts else ()
+    records = bench.run_bench(
+        args.out,
+        args.seed,
+        args.samples,
+        given,
+        args.arms,
+        args.cfg,
+        args.strength,
+        args.rank,
+        fine_tuned=args.on == "fine-tune",
+    )
+    print(bench.table(records))
+    print(f"Written to {args.out / 'bench.json'} and {args.out / 'bench.md'}")
+    return 0
+
+
+def _train_base(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..lab.base import train_base
+    from ..lab.fit import bar
+
+    torch.set_num_threads(args.threads)
+    record = train_base(args.out, args.seed, progress=bar)
+    for name, stage in record["stages"].items():
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stage.items()))
+    return 0
+
+
+def _make_checkpoint(args: argparse.Namespace) -> int:
+    from ..lab import full_size
+
+    if args.like:
+        full_size.write_variant(args.like, args.file, args.seed)
+    else:
+        full_size.write_checkpoint(args.file, args.seed, args.dtype)
+    if args.configs:
+        full_size.write_configs(args.configs)
+    print(args.file)
+    return 0
