@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a training run is told: every key with its type, default, range and help line.
+
+Groups are frozen dataclasses that check themselves, however they were built. `config_file` reads
+them from TOML, `flags` makes a flag of every key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+VERSION = 1
+
+
+def _key(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    path: bool = False,
+) -> Any:
+    """Declare one key: its default, its help line, and what it may hold (bounds inclusive)."""
+    about = {"help": help, "low": low, "high": high, "choices": choices, "path": path}
+    return field(default=default, metadata=about)
+
+
+class _Group:
+    """Checks every field of a dataclass against its declaration."""
+
+    def __post_init__(self) -> None:
+        types = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(typing.cast(Any, self)):
+            name = f"{type(self).__name__.lower()}.{item.name}"
+            value = _typed(name, getattr(self, item.name), types[item.name])
+            _check_range(name, value, item.metadata)
+            object.__setattr__(self, item.name, value)
+
+
+@dataclass(frozen=True)
+class Base(_Group):
+    """The model the patch is made for. It is never changed."""
+
+    path: str = _key("", "diffusers folder or single .safetensors checkpoint (required)", path=True)
+    config: str = _key(
+        "", "diffusers folder whose configs describe a single-file checkpoint", path=True
+    )
+
+
+@dataclass(frozen=True)
+class Data(_Group):
+    """The pictures: unsafe/ and benign/, optional mosaic/ and near_miss/, captions, boxes."""
+
+    folder: str = _key("", "folder with unsafe/ and benign/ (required)", path=True)
+    resolution: int = _key(0, "pixels of the square pictures; 0 = the base's own", low=0)
+    block: int = _key(0, "side of a mosaic cell in pixels; 0 = a 16th of the resolution", low=0)
+    on_bad: str = _key("error", "corrupt pictures, or no region to hide", choices=("error", "skip"))
+    cache: str = _key("", "folder for cached latents; default <data.folder>/.latents", path=True)
+    posterior: str = _key(
+        "independent",
+        "VAE noise of an unsafe picture and its mosaic: drawn for each, shared, or none (mean)",
+        choices=("independent", "shared", "mean"),
+    )
+
+
+@dataclass(frozen=True)
+class Objective(_Group):
+    """What is minimised: lambda_m L_m (become a mosaic) + lambda_p L_p (preserve)."""
+
+    name: str = _key("safegen", "objective by name")
+    target: str = _key(
+        "exact", "target of L_m; see docs/method.md", choices=("offset", "exact", "teacher_local")
+    )
+    cap: float = _key(0.0, "upper bound of the sqrt(SNR) factor in the target; 0 = none", low=0)
+    weight: str = _key("min_snr", "weight of L_m over t", choices=("none", "min_snr", "x0"))
+    gamma: float = _key(5.0, "min-SNR's gamma (Hang et al. 2023)", low=0)
+    weight_cap: float = _key(20.0, "upper bound of weight x0 (1/SNR)", low=0)
+    lambda_m: float = _key(1.0, "weight of L_m", low=0)
+    lambda_p: float = _key(3.0, "weight of L_p", low=0)
+    preserve: str = _key(
+        "teacher",
+        "target of L_p: the base's own prediction, or the noise",
+        choices=("teacher", "noise"),
+    )
+    near_miss: float = _key(0.5, "share of L_p drawn from near_miss/, if it exists", low=0, high=1)
+    pure_noise: float = _key(
+        0.0, "share of L_p on pure noise in the last tenth of t (teacher only)", low=0, high=1
+    )
+    t_min: int = _key(0, "first timestep of L_m", low=0)
+    t_max: int = _key(999, "last timestep of L_m", low=0)
+    preserve_t_min: int = _key(0, "first timestep of L_p", low=0)
+    preserve_t_max: int = _key(999, "last timestep of L_p", low=0)
+
+
+@dataclass(frozen=True)
+class Conditioning(_Group):
+    """Which prompt goes with a picture; the three numbers are relative frequencies."""
+
+    empty: float = _key(0.5, "the empty prompt", low=0)
+    own: float = _key(0.5, "the picture's own caption (the empty prompt if it has none)", low=0)
+    shuffled: float = _key(0.0, "the caption of any picture", low=0)
+
+
+@dataclass(frozen=True)
+class Delta(_Group):
+    """The only thing that is trained: W_safe - W_base of the self-attention."""
+
+    rank: int = _key(0, "0 = full matrices and output bias; above = low-rank factors", low=0)
+    alpha: float = _key(0.0, "low-rank scale is alpha / rank; 0 = rank", low=0)
+    modules: tuple[str, ...] = _key(
+        ("to_q", "to_k", "to_v", "to_out"),
+        "self-attention projections that are trained",
+        choices=("to_q", "to_k", "to_v", "to_out"),
+    )
+
+
+@dataclass(frozen=True)
+class Optimiser(_Group):
+    """AdamW on the delta."""
+
+    lr: float = _key(1e-4, "peak learning rate", low=0)
+    beta1: float = _key(0.9, "Adam's first moment", low=0, high=0.999999)
+    beta2: float = _key(0.999, "Adam's second moment", low=0, high=0.999999)
+    eps: float = _key(1e-8, "Adam's epsilon", low=0)
+    weight_decay: float = _key(0.0, "decoupled weight decay", low=0)
+    decay_on: str = _key(
+        "delta",
+        "what decays: the delta (towards the base) or the whole weight (as the official trainer)",
+        choices=("delta", "weight"),
+    )
+    clip: float = _key(1.0, "gradient norm bound; 0 = none", low=0)
+    ema: float = _key(
+        0.0,
+        "moving average of the delta: final decay, warmed up by (1+s)/(10+s); 0 = off",
+        low=0,
+        high=0.999999,
+    )
+
+
+@dataclass(frozen=True)
+class Schedule(_Group):
+    """How long and how much."""
+
+    steps: int = _key(1000, "optimiser steps", low=1)
+    batch: int = _key(4, "triplets in one forward pass", low=1)
+    accumulation: int = _key(1, "forward passes in one optimiser step", low=1)
+    warmup: int = _key(0, "steps of linear warm-up", low=0)
+    decay: float = _key(0.0, "last share of the steps in which lr falls to 0", low=0, high=1)
+    shape: str = _key("linear", "shape of that fall", choices=("linear", "cosine"))
+
+
+@dataclass(frozen=True)
+class Preview(_Group):
+    """Pictures of the base and the patched model, same seeds, while training."""
+
+    prompts: tuple[str, ...] = _key((), "prompts; none = no previews")
+    every: int = _key(0, "steps between previews; 0 = only at the end", low=0)
+    seed: int = _key(0, "first seed; prompt i uses seed + i", low=0)
+    steps: int = _key(20, "DDIM steps", low=1)
+    cfg: float = _key(7.5, "classifier-free guidance scale", low=1)
+
+
+@dataclass(frozen=True)
+class Run(_Group):
+    """Where and how the run happens."""
+
+    out: str = _key("", "run folder, must not exist yet (required)", path=True)
+    name: str = _key("patch", "file name of the patch, without .safetensors")
+    seed: int = _key(0, "everything random follows from it", low=0)
+    threads: int = _key(0, "torch threads on CPU; 0 = torch's choice", low=0)
+    device: str = _key("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    precision: str = _key("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+    save_every: int = _key(100, "steps between saved states; 0 = only when stopped", low=0)
+    keep: int = _key(2, "saved states kept", low=1)
+    tensorboard: bool = _key(True, "write TensorBoard events if it is installed")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Build it with `load_config`, `from_values`, or directly."""
+
+    base: Base = field(default_factory=Base)
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    conditioning: Conditioning = field(default_factory=Conditioning)
+    delta: Delta = field(default_factory=Delta)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    schedule: Schedule = field(default_factory=Schedule)
+    preview: Preview = field(default_factory=Preview)
+    run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("base.path", self.base.path),
+            ("data.folder", self.data.folder),
+            ("run.out", self.run.out),
+        ):
+            _require(bool(value), f"{name} is required; set it in the file or with --{name}")
+        objective, conditioning, delta = self.objective, self.conditioning, self.delta
+        _require(
+            conditioning.empty + conditioning.own + conditioning.shuffled > 0,
+            "conditioning.empty, .own and .shuffled are all 0; raise at least one",
+        )
+        _require(
+            objective.t_min <= objective.t_max
+            and objective.preserve_t_min <= objective.preserve_t_max,
+            "a timestep range is empty: t_min must not exceed t_max",
+        )
+        _require(
+            objective.pure_noise == 0 or objective.preserve == "teacher",
+            'objective.pure_noise needs objective.preserve = "teacher"',
+        )
+        _require(objective.lambda_m + objective.lambda_p > 0, "both lambdas are 0")
+        _require(bool(delta.modules), "delta.modules is empty; nothing would be trained")
+        _require(
+            delta.rank == 0 or self.optimiser.decay_on == "delta",
+            'optimiser.decay_on = "weight" needs delta.rank = 0',
+        )
+        _require(
+            Path(self.run.name).name == self.run.name and self.run.name not in ("", ".", ".."),
+            f"run.name is {self.run.name!r}; it must be a plain file name",
+        )
+
+    def to_values(self) -> dict[str, dict[str, Any]]:
+        """The groups as plain dictionaries, as a TOML file holds them."""
+        return dataclasses.asdict(self)
+
+    def to_toml(self) -> str:
+        """The whole configuration as a TOML file that `load_config` reads back."""
+        lines = [f"version = {VERSION}"]
+        for group, values in self.to_values().items():
+            lines += ["", f"[{group}]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
+        return "\n".join(lines) + "\n"
+
+    def digest(self) -> str:
+        """SHA-256 of every key that can change the trained delta.
+
+        A run may be resumed with other previews or another place, but not with another digest.
+        """
+        values = self.to_values()
+        del values["preview"], values["base"]  # the base has a digest of its own, and so the data
+        for key in ("out", "name", "threads", "save_every", "keep", "tensorboard"):
+            del values["run"][key]
+        del values["data"]["cache"], values["data"]["folder"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+GROUPS: dict[str, type] = {name: kind for name, kind in typing.get_type_hints(Config).items()}
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    is_list = typing.get_origin(kind) is tuple
+    if is_list and isinstance(value, (list, tuple)):
+        return tuple(_typed(name, item, str) for item in value)
+    if is_list or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        wanted = "a list of strings" if is_list else kind.__name__
+        raise ConfigError("config_type", f"{name} is {value!r}; it must be {wanted}")
+    return value
+
+
+def _check_range(name: str, value: Any, about: Mapping[str, Any]) -> None:
+    low, high, choices = about["low"], about["high"], about["choices"]
+    if choices:
+        for item in value if isinstance(value, tuple) else (value,):
+            if item not in choices:
+                near = difflib.get_close_matches(str(item), choices, n=1, cutoff=0.0)
+                raise ConfigError(
+                    "config_range",
+                    f"{name} is {item!r}; it must be one of {', '.join(choices)}"
+                    f" (did you mean {near[0]}?)",
+                )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError("config_range", f"{name} is {value}; it must be a finite number")
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+        raise ConfigError("config_range", f"{name} is {value}; it must be {bounds}")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError("config_range", message)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        # JSON's string escapes are TOML's, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

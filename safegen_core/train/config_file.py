@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read a configuration: flag over user's file over preset over the dataclasses' defaults.
+
+An unknown key, group or preset is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .config import GROUPS, VERSION, Config
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+) -> Config:
+    """Read a TOML file, over its preset, under the overrides.
+
+    Args:
+        path: the file; relative paths in it start at its folder. None takes overrides alone.
+        overrides: `{"objective.lambda_m": 0.1}`, as flags give them; relative paths start at the
+            working folder.
+        preset: name of a preset; wins over the file's `preset` key; "default" if neither is given.
+
+    Raises:
+        ConfigError: unreadable file, unknown key or preset, wrong type, value out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        path = Path(path)
+        values = _read_toml(path)
+        _anchor(values, path.parent)
+    return from_values(values, overrides, preset)
+
+
+def from_values(
+    values: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+) -> Config:
+    """Build a configuration from the contents of a TOML file; see `load_config`."""
+    values = dict(values)
+    version = values.pop("version", VERSION)
+    if version != VERSION:
+        raise ConfigError(
+            "config_version", f"version is {version!r}; this safegen reads version {VERSION}"
+        )
+    named = values.pop("preset", None)
+    merged: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    for source in (read_preset(preset or named or "default"), values):
+        for group, keys in source.items():
+            _known(group, GROUPS, "group")
+            if not isinstance(keys, Mapping):
+                raise ConfigError("config_type", f"{group} must be a table: [{group}]")
+            merged[group].update(keys)
+    for dotted, value in (overrides or {}).items():
+        group, _, key = dotted.partition(".")
+        _known(group, GROUPS, "group")
+        merged[group][key] = value
+    _anchor(merged, Path.cwd())
+    return Config(**{group: _group(group, keys) for group, keys in merged.items()})
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The contents of a shipped preset.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    _known(name, sorted(file.stem for file in PRESETS.glob("*.toml")), "preset")
+    return _read_toml(PRESETS / f"{name}.toml")
+
+
+def _group(group: str, keys: Mapping[str, Any]) -> Any:
+    known = [item.name for item in dataclasses.fields(GROUPS[group])]
+    for key in keys:
+        _known(key, known, "key", f"{group}.")
+    return GROUPS[group](**keys)
+
+
+def _known(name: str, known: Iterable[str], what: str, where: str = "") -> None:
+    known = list(known)
+    if name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    hint = f"did you mean {where}{near[0]}?" if near else ""
+    raise ConfigError("config_unknown", f"unknown {what} {where}{name}; {hint}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib as toml  # pyright: ignore[reportMissingImports]
+    except ImportError:  # Python 3.10, as A1111 ships it
+        import tomli as toml  # pyright: ignore[reportMissingImports]
+    try:
+        return toml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("config_unreadable", f"cannot read {path}: {error}") from error
+    except toml.TOMLDecodeError as error:
+        raise ConfigError("config_syntax", f"{path} is not TOML: {error}") from error
+
+
+def _anchor(values: Mapping[str, Any], folder: Path) -> None:
+    """Make the paths of these values absolute, so that a copy elsewhere means the same."""
+    for group, keys in values.items():
+        if group not in GROUPS or not isinstance(keys, dict):
+            continue
+        for item in dataclasses.fields(GROUPS[group]):
+            value = keys.get(item.name)
+            if item.metadata["path"] and isinstance(value, (str, Path)) and str(value):
+                keys[item.name] = str((folder / Path(value).expanduser()).resolve())

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The latent cache: right values, encoded once, rebuilt when damaged."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from safegen_core.errors import DataError  # noqa: E402
+from safegen_core.train import config  # noqa: E402
+from safegen_core.train.data import read_dataset  # noqa: E402
+from safegen_core.train.latents import LatentCache, Posterior, vae_digest  # noqa: E402
+
+
+@pytest.fixture
+def vae(base_folder):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(base_folder / "vae").eval()
+    vae.encoded = 0
+    encode = vae.encode
+
+    def counted(images, *args, **kwargs):
+        vae.encoded += len(images)
+        return encode(images, *args, **kwargs)
+
+    vae.encode = counted
+    return vae
+
+
+@pytest.fixture
+def dataset(pictures):
+    return read_dataset(config.Data(folder=str(pictures), block=4), 8, 2)
+
+
+def filled(vae, dataset, folder) -> LatentCache:
+    cache = LatentCache(vae, 8, folder)
+    cache.fill(dataset.pictures())
+    return cache
+
+
+def test_posterior_is_the_scaled_posterior_of_the_vae(vae, dataset, tmp_path):
+    found = filled(vae, dataset, tmp_path).posterior(dataset.benign)
+    pixels = torch.from_numpy(dataset.benign[2].read().copy())[None]
+    with torch.no_grad():
+        dist = vae.encode(pixels.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
+    scale = vae.config["scaling_factor"]
+    torch.testing.assert_close(found.mean[2:3], dist.mean * scale)
+    torch.testing.assert_close(found.std[2:3], dist.std * scale)
+
+
+def test_second_time_nothing_is_encoded(vae, dataset, tmp_path):
+    first = filled(vae, dataset, tmp_path).posterior(dataset.unsafe)
+    assert vae.encoded == len(dataset.pictures())
+    again = filled(vae, dataset, tmp_path).posterior(dataset.unsafe)
+    assert vae.encoded == len(dataset.pictures())
+    assert torch.equal(first.mean, again.mean)
+    assert torch.equal(first.std, again.std)
+
+
+def test_another_vae_or_resolution_has_its_own_cache(vae, dataset, tmp_path):
+    filled(vae, dataset, tmp_path)
+    LatentCache(vae, 16, tmp_path).fill([])
+    digest = vae_digest(vae)
+    with torch.no_grad():
+        next(vae.parameters()).add_(1e-3)
+    assert vae_digest(vae) != digest
+    filled(vae, dataset, tmp_path)
+    assert vae.encoded == 2 * len(dataset.pictures())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-7]),
+        lambda path: path.write_bytes(path.read_bytes()[:-4] + b"\xff\xff\xff\xff"),  # a NaN
+    ],
+    ids=["empty", "truncated", "nan"],
+)
+def test_damaged_cache_is_rebuilt_with_one_line(vae, dataset, tmp_path, caplog, damage):
+    first = filled(vae, dataset, tmp_path).posterior(dataset.unsafe)
+    (path,) = tmp_path.iterdir()
+    damage(path)
+    again = filled(vae, dataset, tmp_path).posterior(dataset.unsafe)
+    assert torch.equal(first.mean, again.mean)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "rebuilding" in caplog.text
+    assert LatentCache(vae, 8, tmp_path).moments.keys() == {
+        picture.digest for picture in dataset.pictures()
+    }
+
+
+def test_without_folder_nothing_is_written(vae, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(filled(vae, dataset, None).posterior(dataset.benign)) == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overflowing_vae_names_the_picture(vae, dataset):
+    with torch.no_grad():
+        vae.quant_conv.weight.fill_(float("nan"))
+    with pytest.raises(DataError, match=r"unsafe/0\.png"):
+        filled(vae, dataset, None)
+
+
+def test_sample_is_mean_plus_scaled_noise():
+    posterior = Posterior(torch.tensor([[1.0], [5.0]]), torch.tensor([[0.5], [2.0]]))
+    index = torch.tensor([1, 0])
+    assert posterior.sample(index, None).flatten().tolist() == [5.0, 1.0]
+    assert posterior.sample(index, torch.ones(2, 1)).flatten().tolist() == [7.0, 1.5]
