@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .checkpoint import Fit, Realised, add_delta, require_fit
 from .errors import ModelError, PatchError
 from .fingerprint import SelfAttention
+from .fit import Fit, Realised, add_delta, require_fit
 from .patch import Patch, check_strength
 from .storage import LiveTensors
 
@@ -168,7 +168,7 @@ def apply(target: Any, patch: Patch, strength: float = 1.0, *, any_base: bool = 
 
     Raises:
         ModelError: as `SelfAttention.of`; `model_offloaded`; `model_unknown`.
-        PatchError: as `checkpoint.require_fit`; `patch_strength`; `patch_already` when the model
+        PatchError: as `fit.require_fit`; `patch_strength`; `patch_already` when the model
             carries a part of the patch but too little of it; `patch_lost`; `patch_values`.
     """
     check_strength(strength)

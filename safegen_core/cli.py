@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import pkgutil
 import sys
 import traceback
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status, see above.
     """
     _print_anything_anywhere()
+    _calm_libraries()
     parser = build_parser()
     args = parser.parse_args(argv)
     if "run" not in args:
@@ -107,6 +109,18 @@ def _missing_package(package: str) -> SafeGenError:
         "environment of its own (a host keeps its packages as they are) run: "
         f'pip install "{target}[{extra}]"',
     )
+
+
+def _calm_libraries() -> None:
+    # Read by these libraries when a command imports them. Nothing here may reach for a model hub, and
+    # their bars and hints would bury ours; whoever wants them sets the variable.
+    for variable, value in {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(variable, value)
 
 
 def _print_anything_anywhere() -> None:

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from .errors import ModelError, PatchError
-from .families import Detected, Family, detect
+from .families import Family
 from .families import family as family_named
+from .recognise import Detected, detect
 from .storage import Reader, reader
 
 Match = Literal["green", "amber", "red"]
@@ -55,7 +56,7 @@ class SelfAttention:
 
         Raises:
             FileError: the file cannot be read.
-            ModelError: as `families.detect`; `model_family` when it is not `family`;
+            ModelError: as `recognise.detect`; `model_family` when it is not `family`;
                 `model_quantized` when its weights are scaled 8-bit numbers.
         """
         source = reader(model)

@@ -1,12 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A patch: what to add to a model's self-attention weights, and where it came from.
-
-On disk a patch is a safetensors file with the keys of an ordinary LoRA, so unmodified hosts load
-it: `<stem>.diff` and `.diff_b` for whole deltas, `<stem>.lora_up.weight`, `.lora_down.weight` and
-`.alpha` for low-rank ones. Metadata follows ModelSpec (`modelspec.*`) plus `safegen.*`.
-
-    delta = W_safe - W_base        low-rank: delta = (alpha / rank) * up @ down
-"""
+"""A patch: what to add to a model's self-attention weights, and where it came from."""
 
 from __future__ import annotations
 
@@ -14,131 +7,24 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import patch_file
+from .atomic import tensor_bytes
+from .compress import Compression, compress
+from .coverage import Coverage, declare, parse_scope
+from .delta import Delta, Full, LowRank, check_delta
 from .errors import PatchError
-from .families import FAMILIES, Family
+from .families import Family
 from .fingerprint import Fingerprint
-from .storage import DTYPES, Weights, atomic_save_safetensors, read_header, tensor_bytes
 
 FORMAT = "1"
 MAX_STRENGTH = 10.0  # far beyond use; catches a slipped decimal point
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-_SCOPES = ("attn1", "attn1.weight")
-_FULL_SVD = 640  # matrices wider than this are decomposed by randomised SVD
-
-
-@dataclass(frozen=True, eq=False)
-class Full:
-    """A whole delta: `[out, in]` for a weight, `[out]` for a bias."""
-
-    tensor: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor it is added to."""
-        return tuple(self.tensor.shape)
-
-    def dense(self) -> Tensor:
-        """The delta in float32."""
-        return self.tensor.float()
-
-    def sample(self, at: Tensor) -> Tensor:
-        """Elements at flat positions, float32."""
-        return self.tensor.reshape(-1)[at].float()
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """A factored delta: `up` `[out, rank]`, `down` `[rank, in]`, scaled by `alpha / rank`."""
-
-    up: Tensor
-    down: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        """Inner width of the factors."""
-        return self.down.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight it is added to."""
-        return (self.up.shape[0], self.down.shape[1])
-
-    def dense(self) -> Tensor:
-        """The delta in float32."""
-        return self.up.float() @ self.down.float() * (self.alpha / self.rank)
-
-    def sample(self, at: Tensor) -> Tensor:
-        """Elements at flat positions, float32, without forming the whole matrix."""
-        width = self.down.shape[1]
-        rows, columns = self.up[at // width].float(), self.down[:, at % width].float()
-        return (rows * columns.T).sum(1) * (self.alpha / self.rank)
-
-
-Delta = Full | LowRank
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What happened when a patch met a model, judged against the patch's declared scope.
-
-    Attributes:
-        matched: tensors in scope that the patch has and the model has with the right shape.
-        missing: tensors in scope that are not matched.
-        unexpected: tensors the patch changes outside its declared scope.
-    """
-
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-
-    @property
-    def whole(self) -> bool:
-        """Whether everything declared is matched and nothing else is there."""
-        return bool(self.matched) and not self.missing and not self.unexpected
-
-    def require_whole(self, what: str = "The patch") -> None:
-        """Raise unless the patch covers all it declares.
-
-        Raises:
-            PatchError: `patch_coverage`.
-        """
-        if self.whole:
-            return
-        total = len(self.matched) + len(self.missing)
-        example = (self.missing or self.unexpected or ("nothing",))[0]
-        why = "is missing" if self.missing else "is outside its declared scope"
-        raise PatchError(
-            "patch_coverage",
-            f"{what} matches {len(self.matched)} of {total} self-attention tensors "
-            f"({example} {why}). A partly applied safety patch protects nobody, so it is not "
-            "applied: check that patch and model belong together and are complete.",
-        )
-
-
-@dataclass(frozen=True)
-class Compression:
-    """How much of a patch survived `Patch.compress`.
-
-    Attributes:
-        rank: rank asked for.
-        layers: canonical weight name -> share of that delta's energy (squared norm) kept, 0 to 1.
-        energy: share of all weight deltas' energy kept, 0 to 1.
-        bias_share: share of the whole patch's energy that sat in dropped biases, 0 to 1.
-    """
-
-    rank: int
-    layers: Mapping[str, float]
-    energy: float
-    bias_share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +52,7 @@ class Patch:
         if not self.deltas:
             raise PatchError("patch_empty", "The patch changes nothing: it has no deltas.")
         for name, delta in self.deltas.items():
-            _check_delta(self.family, name, delta)
+            check_delta(self.family, name, delta)
         biases = [n for n in self.deltas if n.endswith(".bias")]
         if biases and any(isinstance(d, LowRank) for d in self.deltas.values()):
             raise PatchError(
@@ -187,7 +73,7 @@ class Patch:
         told = dict(self.metadata)
         told.setdefault("safegen.format", FORMAT)
         told.setdefault("safegen.family", self.family.name)
-        told.setdefault("safegen.scope", _declare(self.family, order))
+        told.setdefault("safegen.scope", declare(self.family, order))
         object.__setattr__(self, "metadata", told)
         if told["safegen.format"] != FORMAT:
             raise PatchError(
@@ -265,29 +151,7 @@ class Patch:
                 (half a low-rank pair), `patch_mixed` (two forms for one tensor), `patch_dtype`,
                 `patch_shape`, `patch_rank`, `patch_values` (NaN or infinite), `patch_empty`.
         """
-        if os.path.isdir(path):
-            read_header(path)  # says what is wrong; Weights would look for a model inside
-        file = Weights(path)
-        told = dict(file.metadata)
-        if "safegen.format" in told:
-            lacking = [k for k in ("safegen.family", "safegen.scope") if k not in told]
-            if lacking:
-                raise PatchError("patch_metadata", f"{path}: metadata {lacking[0]} is missing.")
-            named = FAMILIES.get(told["safegen.family"])
-            if named is None or (family is not None and named != family):
-                raise PatchError(
-                    "patch_family",
-                    f"{path} is for the family {told['safegen.family']!r}"
-                    + (f", not {family.name!r}." if family else ", which SafeGen does not know."),
-                )
-            family = named
-        elif family is None:
-            raise PatchError(
-                "patch_metadata",
-                f"{path} has no SafeGen metadata, so nothing says which models it is for. "
-                "Name the family if you trust the file.",
-            )
-        return cls(family, _read_deltas(file, family), told)
+        return cls(*patch_file.read(path, family))
 
     def write(
         self,
@@ -304,41 +168,15 @@ class Patch:
             overwrite: replace an existing file.
 
         Raises:
-            FileError: as `storage.atomic_path`.
+            FileError: as `atomic.atomic_path`.
             PatchError: `patch_values` when a value is not finite in `dtype`, `patch_dtype`.
         """
-        if dtype not in _FLOATS:
-            raise PatchError("patch_dtype", f"A patch cannot be stored as {dtype}.")
-        out: dict[str, Tensor] = {}
-        for name, delta in self.deltas.items():
-            stem = self.family.specs[name].stem
-            if isinstance(delta, LowRank):
-                out[f"{stem}.lora_up.weight"] = delta.up.to(dtype)
-                out[f"{stem}.lora_down.weight"] = delta.down.to(dtype)
-                out[f"{stem}.alpha"] = torch.tensor(delta.alpha, dtype=torch.float32)
-            else:
-                suffix = ".diff_b" if name.endswith(".bias") else ".diff"
-                out[stem + suffix] = delta.tensor.to(dtype)
-        sha = hashlib.sha256()
-        for key, tensor in out.items():
-            _check_values(key, tensor)
-            sha.update(tensor_bytes(tensor))
-        metadata = dict(self.metadata)
-        metadata.update(
-            {
-                "modelspec.sai_model_spec": "1.0.1",
-                "modelspec.architecture": f"{_ARCHITECTURES.get(self.family.name, 'safegen')}/lora",
-                "modelspec.implementation": "safegen",
-                "modelspec.hash_sha256": "0x" + sha.hexdigest(),
-            }
-        )
-        metadata.setdefault("modelspec.title", f"SafeGen patch for {self.family.title}")
-        atomic_save_safetensors(out, path, metadata, overwrite=overwrite)
+        patch_file.write(path, self.family, self.deltas, self.metadata, dtype, overwrite=overwrite)
 
     @property
     def scope(self) -> tuple[str, ...]:
         """Canonical names of the tensors this patch declares to cover, in canonical order."""
-        return _scope(self.family, self.metadata["safegen.scope"])
+        return parse_scope(self.family, self.metadata["safegen.scope"])
 
     @property
     def base(self) -> Fingerprint | None:
@@ -434,27 +272,7 @@ class Patch:
             PatchError: `patch_rank`, `patch_coverage` (the patch is incomplete itself).
         """
         self.require_complete()
-        if rank < 1:
-            raise PatchError("patch_rank", f"A rank must be at least 1, not {rank}.")
-        low: dict[str, Delta] = {}
-        layers: dict[str, float] = {}
-        kept = total = bias = 0.0
-        for name, delta in self.deltas.items():
-            dense = delta.dense()
-            energy = float(dense.double().square().sum())
-            if name.endswith(".bias"):
-                bias += energy
-                continue
-            low[name] = _factor(dense, min(rank, *dense.shape))
-            lost = float((dense - low[name].dense()).double().square().sum())
-            layers[name] = 1 - lost / energy if energy else 1.0
-            kept, total = kept + energy - lost, total + energy
-        report = Compression(
-            rank,
-            layers,
-            kept / total if total else 1.0,
-            bias / (bias + total) if bias else 0.0,
-        )
+        low, report = compress(self.deltas, rank)
         return self._derived(low, f"compressed to rank {rank}"), report
 
     def expand(self) -> Patch:
@@ -465,7 +283,7 @@ class Patch:
 
     def _derived(self, deltas: Mapping[str, Delta], how: str) -> Patch:
         told = {k: v for k, v in self.metadata.items() if not k.startswith("modelspec.")}
-        told["safegen.scope"] = _declare(self.family, list(deltas))
+        told["safegen.scope"] = declare(self.family, list(deltas))
         told["safegen.parents"] = json.dumps([{"id": self.id(), "how": how}])
         # The evaluation record was measured on the parent and does not carry over.
         told.pop("safegen.evaluation", None)
@@ -498,66 +316,6 @@ class Patch:
         return {key: value for key, value in told.items() if value}
 
 
-_ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
-}
-
-
-def combine(parts: Sequence[tuple[Patch, float]]) -> Patch:
-    """Weighted sum of patches of one family.
-
-    All low-rank patches combine exactly by stacking factors while that stays smaller than whole
-    deltas; otherwise the result is whole (float32). The base is the first patch's; every parent's
-    id, weight and base digest is noted in `safegen.parents`.
-
-    Raises:
-        PatchError: `patch_empty`, `patch_family`, `patch_strength` (a weight is not finite),
-            `patch_coverage` (a parent is incomplete itself).
-    """
-    if not parts:
-        raise PatchError("patch_empty", "There are no patches to combine.")
-    family = parts[0][0].family
-    for patch, weight in parts:
-        patch.require_complete()
-        if patch.family != family:
-            raise PatchError(
-                "patch_family",
-                f"Patches of {family.title} and {patch.family.title} cannot be combined.",
-            )
-        if not math.isfinite(weight):
-            raise PatchError("patch_strength", f"A weight must be a finite number, not {weight}.")
-    names = [n for n in family.specs if any(n in patch.deltas for patch, _ in parts)]
-    stacked = {n: _stack([(p.deltas[n], w) for p, w in parts if n in p.deltas]) for n in names}
-    deltas: dict[str, Delta] = {n: d for n, d in stacked.items() if d is not None}
-    if len(deltas) != len(names):
-        deltas = {
-            n: Full(sum((p.delta(n, w) for p, w in parts if n in p.deltas), torch.zeros(())))
-            for n in names
-        }
-    bases = [patch.base for patch, _ in parts]
-    told = {
-        "safegen.objective": "combined",
-        "safegen.parents": json.dumps(
-            [
-                {"id": patch.id(), "weight": weight, "base": base.digest if base else None}
-                for (patch, weight), base in zip(parts, bases, strict=True)
-            ]
-        ),
-    }
-    if bases[0] is not None:
-        told["safegen.base"] = bases[0].to_json()
-    return Patch(family, deltas, told)
-
-
-def bases_differ(patches: Iterable[Patch]) -> bool:
-    """Whether patches were made for different (or unknown) bases."""
-    bases = [patch.base for patch in patches]
-    return any(base is None for base in bases) or len({b.digest for b in bases if b}) > 1
-
-
 def check_strength(strength: float) -> None:
     """Refuse a strength outside 0 to `MAX_STRENGTH`, or NaN.
 
@@ -568,144 +326,3 @@ def check_strength(strength: float) -> None:
         raise PatchError(
             "patch_strength", f"Strength must be from 0 to {MAX_STRENGTH:g}, not {strength}."
         )
-
-
-def _stack(terms: Sequence[tuple[Delta, float]]) -> LowRank | None:
-    low = [(delta, weight) for delta, weight in terms if isinstance(delta, LowRank)]
-    rank = sum(delta.rank for delta, _ in low)
-    if len(low) != len(terms) or 2 * rank > min(low[0][0].shape):
-        return None
-    up = torch.cat([d.up.float() * (w * d.alpha / d.rank) for d, w in low], dim=1)
-    return LowRank(up, torch.cat([d.down.float() for d, _ in low]), float(rank))
-
-
-def _factor(dense: Tensor, rank: int) -> LowRank:
-    if min(dense.shape) <= _FULL_SVD or 4 * rank > min(dense.shape):
-        u, s, vh = torch.linalg.svd(dense, full_matrices=False)
-    else:
-        # Randomised (Halko et al. 2011); a private generator state keeps results repeatable and
-        # the caller's random numbers untouched.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed GPUs too
-            u, s, v = torch.svd_lowrank(dense, q=rank + 16, niter=4)
-        vh = v.T
-    root = s[:rank].sqrt()  # split evenly, so both factors suit fp16
-    return LowRank(u[:, :rank] * root, root[:, None] * vh[:rank], float(rank))
-
-
-def _declare(family: Family, names: Sequence[str]) -> str:
-    for word in _SCOPES:
-        if list(_scope(family, word)) == list(names):
-            return word
-    return json.dumps(list(names))
-
-
-def _scope(family: Family, text: str) -> tuple[str, ...]:
-    if text == "attn1":
-        return tuple(family.specs)
-    if text == "attn1.weight":
-        return family.weight_names()
-    try:
-        names = json.loads(text)
-        listed = set(names) if isinstance(names, list) else set()
-    except (ValueError, TypeError, RecursionError):
-        listed = set()
-    if not listed or not listed <= set(family.specs):
-        raise PatchError(
-            "patch_scope", "The patch's declared scope is not a list of self-attention tensors."
-        )
-    return tuple(name for name in family.specs if name in listed)
-
-
-def _check_delta(family: Family, name: str, delta: Delta) -> None:
-    spec = family.specs.get(name)
-    if spec is None:
-        raise PatchError(
-            "patch_keys", f"{name!r} is not a self-attention tensor of {family.title}."
-        )
-    if isinstance(delta, LowRank):
-        shapes = (delta.up.dim(), delta.down.dim())
-        if shapes != (2, 2) or delta.up.shape[1] != delta.down.shape[0] or delta.rank < 1:
-            raise PatchError(
-                "patch_rank",
-                f"{name}: the factors {tuple(delta.up.shape)} and {tuple(delta.down.shape)} "
-                "do not multiply.",
-            )
-        if not math.isfinite(delta.alpha):
-            raise PatchError("patch_values", f"{name}: alpha is {delta.alpha}.")
-    if delta.shape != spec.shape:
-        raise PatchError(
-            "patch_shape",
-            f"{name}: the patch changes a {delta.shape} tensor, {family.title} has {spec.shape}.",
-        )
-
-
-def _check_values(key: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        raise PatchError("patch_values", f"{key} has values that are NaN or infinite.")
-
-
-_FORMS = ("diff", "diff_b", "lora_up.weight", "lora_down.weight", "alpha")
-
-
-def _read_deltas(file: Weights, family: Family) -> dict[str, Delta]:
-    found: dict[str, dict[str, Tensor]] = {}
-    for key in file.shapes:
-        stem, _, form = key.partition(".")
-        weight = family.from_stem(stem)
-        if weight is None or form not in _FORMS:
-            raise PatchError(
-                "patch_keys",
-                f"{key!r} does not belong to a self-attention tensor of "
-                f"{family.title}: the file is for another family, or changes more than SafeGen "
-                "patches do.",
-            )
-        forms = found.setdefault(weight, {})
-        if form in forms:
-            raise PatchError("patch_mixed", f"{weight} is given twice, under two spellings.")
-        forms[form] = _read_checked(file, key)
-    deltas: dict[str, Delta] = {}
-    for weight, forms in found.items():
-        deltas.update(_assemble(weight, forms))
-    return deltas
-
-
-def _read_checked(file: Weights, key: str) -> Tensor:
-    if DTYPES.get(file.entry(key).dtype) not in _FLOATS:
-        raise PatchError(
-            "patch_dtype", f"{key} is {file.entry(key).dtype}; a patch holds F16, BF16 or F32."
-        )
-    tensor = file.load(key)
-    _check_values(key, tensor)
-    return tensor
-
-
-def _assemble(weight: str, forms: Mapping[str, Tensor]) -> dict[str, Delta]:
-    low = [form for form in forms if form not in ("diff", "diff_b")]
-    if low and len(low) != len(forms):
-        raise PatchError(
-            "patch_mixed", f"{weight} has both whole and low-rank deltas; hosts would drop one."
-        )
-    if low:
-        if not {"lora_up.weight", "lora_down.weight"} <= set(forms):
-            raise PatchError(
-                "patch_incomplete", f"{weight} has only {', '.join(low)} of a low-rank pair."
-            )
-        up, down = forms["lora_up.weight"], forms["lora_down.weight"]
-        alpha = forms.get("alpha")
-        if alpha is not None and alpha.numel() != 1:
-            raise PatchError("patch_rank", f"{weight}: alpha must be a single number.")
-        # Without alpha, hosts scale by 1, that is alpha = rank.
-        scale = float(alpha) if alpha is not None else float(down.shape[0] if down.dim() else 0)
-        return {weight: LowRank(up, down, scale)}
-    deltas: dict[str, Delta] = {}
-    if "diff" in forms:
-        deltas[weight] = Full(forms["diff"])
-    if "diff_b" in forms:
-        if "diff" not in forms:
-            raise PatchError(
-                "patch_incomplete",
-                f"{weight} has a bias delta but no weight delta; hosts would drop it.",
-            )
-        deltas[weight.removesuffix("weight") + "bias"] = Full(forms["diff_b"])
-    return deltas

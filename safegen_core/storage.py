@@ -1,26 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Model files: strict reading of safetensors, reading single elements, writing atomically.
+"""Reading models: a file, a folder of shards or a live model; whole tensors or single elements.
 
-Nothing here ever unpickles. A header is believed only after every claim in it has been checked
-against the file's size. Format: https://github.com/huggingface/safetensors#format
-
-    8 bytes   little-endian length N of the header
-    N bytes   JSON {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}}
-    the rest  tensor bytes, little-endian, without holes or overlaps
+Nothing here ever unpickles. Of a file only what is asked for is read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
 import re
-import struct
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,180 +19,10 @@ import torch
 from torch import Tensor
 
 from .errors import FileError, ModelError
+from .header import DTYPES, Entry, printable, read_header
 
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
 CHUNK = 8 << 20  # bytes copied at a time
 _NEAR = 4096  # bytes; elements closer than this are read in one go
-
-# Bits per element. F4 and F6 can be copied, not computed with.
-_BITS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
-    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
-    **dict.fromkeys(("I32", "U32", "F32"), 32),
-    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
-    "F4": 4,
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-}
-DTYPES: Mapping[str, torch.dtype] = {
-    name: getattr(torch, attribute)
-    for name, attribute in {
-        "BOOL": "bool",
-        "U8": "uint8",
-        "I8": "int8",
-        "I16": "int16",
-        "I32": "int32",
-        "I64": "int64",
-        "F16": "float16",
-        "BF16": "bfloat16",
-        "F32": "float32",
-        "F64": "float64",
-        "F8_E4M3": "float8_e4m3fn",
-        "F8_E5M2": "float8_e5m2",
-    }.items()
-    if hasattr(torch, attribute)
-}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a header: dtype name, shape, and byte range counted from the data's start."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Header:
-    """A checked safetensors header. `tensors` keeps the order of the file's JSON."""
-
-    tensors: Mapping[str, Entry]
-    metadata: Mapping[str, str]
-    data_start: int
-
-
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read and check a safetensors header; no tensor data is read.
-
-    Raises:
-        FileError: `file_missing`, `file_folder`, `file_empty`, `file_pickle`, `file_unreadable`,
-            `file_header` (malformed) or `file_truncated` (data shorter or longer than declared).
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise FileError("file_folder", f"{path} is a folder; give a .safetensors file.")
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(9)
-            _refuse_pickle(path, start, size)
-            if len(start) < 9:
-                raise FileError("file_header", f"{path} is too short to be a safetensors file.")
-            (length,) = struct.unpack("<Q", start[:8])
-            if length > MAX_HEADER or length > size - 8:
-                raise FileError(
-                    "file_header",
-                    f"{path} is not a safetensors file, or is truncated: it declares a header of "
-                    f"{length} bytes in a file of {size}.",
-                )
-            file.seek(8)
-            text = file.read(length)
-    except FileNotFoundError:
-        raise FileError("file_missing", f"{path} does not exist.") from None
-    except OSError as error:
-        raise FileError("file_unreadable", f"{path} cannot be read: {error.strerror}.") from error
-    tensors, metadata = _parse(path, text)
-    _check_offsets(path, tensors, size - 8 - length)
-    return Header(tensors, metadata, 8 + length)
-
-
-def _refuse_pickle(path: Path, start: bytes, size: int) -> None:
-    if size == 0:
-        raise FileError("file_empty", f"{path} is empty.")
-    by_name = path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-    # A zip (torch.save), or a bare pickle (legacy torch.save). The latter's first byte could also
-    # begin a safetensors length, but then the header's brace follows at byte 8.
-    by_magic = start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:] != b"{")
-    if by_name or by_magic:
-        raise FileError(
-            "file_pickle",
-            f"{path} is a pickled model: loading one can run any code, so SafeGen never does. "
-            "Convert it to .safetensors first.",
-        )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key appears twice")
-    return result
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a number")
-
-
-def _parse(path: Path, text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
-    try:
-        if not text.startswith(b"{"):
-            raise ValueError("it does not start with '{'")
-        header = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict):
-            raise ValueError("__metadata__ is not an object")
-        for key, value in metadata.items():
-            if not isinstance(value, str):
-                raise ValueError(f"metadata {key!r} is not a string")
-            (key + value).encode("utf-8")
-        return {name: _entry(name, claim) for name, claim in header.items()}, metadata
-    except RecursionError:
-        raise FileError("file_header", f"{path}: the header is nested too deeply.") from None
-    except ValueError as error:  # UnicodeError and JSONDecodeError are kinds of ValueError
-        raise FileError(
-            "file_header", f"{path} is not a valid safetensors file: {_plain(error)}."
-        ) from None
-
-
-def _plain(error: Exception) -> str:
-    return str(error).encode("ascii", "backslashreplace").decode()[:200]
-
-
-def _entry(name: str, claim: Any) -> Entry:
-    name.encode("utf-8")
-    if not isinstance(claim, dict) or set(claim) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {name!r} is not described by dtype, shape and data_offsets")
-    dtype, shape, offsets = claim["dtype"], claim["shape"], claim["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        raise ValueError(f"tensor {name!r} has unknown dtype {dtype!r}")
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
-            raise ValueError(f"tensor {name!r} has a malformed shape or offset")
-    if len(offsets) != 2:
-        raise ValueError(f"tensor {name!r} needs two offsets")
-    bits = math.prod(shape) * _BITS[dtype]
-    if bits % 8 or offsets[1] - offsets[0] != bits // 8:
-        raise ValueError(f"tensor {name!r} does not have as many bytes as its shape needs")
-    return Entry(dtype, tuple(shape), offsets[0], offsets[1])
-
-
-def _check_offsets(path: Path, tensors: Mapping[str, Entry], size: int) -> None:
-    position = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
-        if entry.start != position:
-            what = "overlaps another tensor" if entry.start < position else "leaves a hole"
-            raise FileError("file_header", f"{path}: tensor {name!r} {what} in the data.")
-        position = entry.end
-    if position != size:
-        raise FileError(
-            "file_truncated",
-            f"{path} declares {position} bytes of tensors and has {size}: "
-            "it is truncated or damaged. Download it again.",
-        )
 
 
 class Reader(Protocol):
@@ -379,7 +200,9 @@ def _shards(index: Path) -> tuple[Path, ...]:
         if not names or not all(re.fullmatch(r"[\w.\-]+", name) for name in names):
             raise ValueError("its weight_map names no files, or files elsewhere")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FileError("file_header", f"{index} is not a valid index: {_plain(error)}.") from None
+        raise FileError(
+            "file_header", f"{index} is not a valid index: {printable(error)}."
+        ) from None
     return tuple(index.parent / name for name in names)
 
 
@@ -443,115 +266,3 @@ def reader(model: Any) -> Reader:
     raise ModelError(
         "model_unknown", f"A {type(model).__name__} is not a model: it holds no tensors."
     )
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on failure it vanishes.
-
-    Raises:
-        FileError: `file_exists` unless `overwrite`, `file_disk_full`, `file_unwritable`.
-    """
-    path = Path(path)
-    _refuse_existing(path, overwrite)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp"
-        )
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        _as_usual(temporary)
-        _refuse_existing(path, overwrite)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise FileError(
-                "file_disk_full", f"The disk of {path.parent} is full; nothing was written."
-            ) from error
-        raise FileError("file_unwritable", f"{path} cannot be written: {error}.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise FileError("file_exists", f"{path} already exists; choose another name.")
-
-
-def _as_usual(path: Path) -> None:
-    """Give a temporary file the permissions an ordinary new file has; mkstemp makes them 0600."""
-    if os.name == "posix":
-        mask = os.umask(0)
-        os.umask(mask)
-        path.chmod(0o666 & ~mask)
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """A tensor to be written: safetensors dtype name, shape, and its bytes in pieces."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    pieces: Iterable[bytes]
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """Little-endian row-major bytes of a tensor."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-
-
-def stream_safetensors(
-    path: Path, tensors: Mapping[str, Outgoing], metadata: Mapping[str, str]
-) -> None:
-    """Write a safetensors file one tensor at a time, in the order given. Not atomic by itself."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for name, tensor in tensors.items():
-        end = position + math.prod(tensor.shape) * _BITS[tensor.dtype] // 8
-        header[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, tensor in tensors.items():
-            begin = file.tell()
-            for piece in tensor.pieces:
-                file.write(piece)
-            declared = header[name]["data_offsets"]
-            if file.tell() - begin != declared[1] - declared[0]:
-                raise FileError("file_header", f"{name}: its bytes do not fill its shape.")
-
-
-def atomic_save_safetensors(
-    tensors: Mapping[str, Tensor],
-    path: str | os.PathLike[str],
-    metadata: Mapping[str, str],
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write tensors (any dtype in `DTYPES`) and string metadata to `path`, whole or not at all.
-
-    Raises:
-        FileError: as `atomic_path`; `file_dtype` for a dtype safetensors does not have.
-    """
-    outgoing = {}
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _NAMES:
-            raise FileError("file_dtype", f"{name}: safetensors cannot hold {tensor.dtype}.")
-        pieces = (tensor_bytes(t) for t in (tensor,))
-        outgoing[name] = Outgoing(_NAMES[tensor.dtype], tuple(tensor.shape), pieces)
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        stream_safetensors(temporary, outgoing, metadata)

@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
-from .errors import FileError, PatchError
+from .atomic import Outgoing, atomic_path, refuse_input_as_output, stream_safetensors
+from .errors import PatchError
 from .fingerprint import SelfAttention, digest_of
-from .storage import Outgoing, Weights, atomic_path, stream_safetensors
+from .storage import Weights
 
 
 def save_originals(
@@ -30,9 +30,10 @@ def save_originals(
         overwrite: replace an existing file.
 
     Raises:
-        FileError, ModelError: as `SelfAttention.of` and `storage.atomic_path`.
+        FileError, ModelError: as `SelfAttention.of` and `atomic.atomic_path`.
     """
     weights = Weights(base)
+    refuse_input_as_output(out, *weights.files)
     attention = SelfAttention.of(weights)
     keys = [key for key in weights.in_data_order() if attention.detected.canonical(key)]
     kept = {
@@ -56,7 +57,7 @@ def unbake(
     """Write a copy of a baked model with its originals put back: every tensor as in the base.
 
     Args:
-        baked: a file written by `checkpoint.bake`.
+        baked: a file written by `bake.bake`.
         originals: what `save_originals` wrote for its base.
         out: file to write; neither input is changed.
         overwrite: replace an existing file.
@@ -70,6 +71,7 @@ def unbake(
             when the originals are of another base, damaged, or not such a file.
     """
     weights, source = Weights(baked), Weights(originals)
+    refuse_input_as_output(out, *weights.files, *source.files)
     if "safegen.baked" not in weights.metadata:
         raise PatchError(
             "patch_not_baked", f"{baked} was not written by safegen bake: there is nothing to undo."
@@ -91,9 +93,6 @@ def unbake(
             )
     if kept.get("sha256") != _sha256(source, keys):
         raise PatchError("patch_originals", f"{originals} is damaged: its checksum is wrong.")
-    for weights_file in (*weights.files, *source.files):
-        if weights_file.resolve() == Path(out).resolve():
-            raise FileError("file_exists", f"{out} is one of the inputs; name another file.")
     restored = _copies(weights, weights.in_data_order()) | _copies(source, keys)
     with atomic_path(out, overwrite=overwrite) as part:
         stream_safetensors(part, restored, kept.get("metadata", {}))

@@ -1,10 +1,150 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Settings for every test."""
+"""Settings for every test; toy patches and models of the miniature family.
+
+Fixtures that make things return the function that makes one.
+"""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 # Tests never assert a time, and a busy machine must not fail a property.
 settings.register_profile("safegen", deadline=None)
 settings.load_profile("safegen")
+
+
+@pytest.fixture(scope="session")
+def fingerprint():
+    """A made-up base of the lab family, from a seed."""
+    import torch
+
+    from safegen_core.families import FAMILIES
+    from safegen_core.fingerprint import Fingerprint, sketch_positions
+
+    samples = sum(at.numel() for at in sketch_positions(FAMILIES["lab"]).values())
+
+    def make(seed=0):
+        values = torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+        return Fingerprint("lab", f"{seed:064x}", values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def whole_patch(fingerprint):
+    """A patch of random whole deltas, from a seed; further keywords as `Patch.new`."""
+    import torch
+
+    from safegen_core.delta import Full
+    from safegen_core.families import FAMILIES
+    from safegen_core.patch import Patch
+
+    lab = FAMILIES["lab"]
+    shapes = {s.name: s.shape for s in lab.tensors()}
+
+    def make(seed=0, names=None, **facts):
+        random = torch.Generator().manual_seed(seed)
+        deltas = {n: Full(1e-3 * torch.randn(shapes[n], generator=random)) for n in names or shapes}
+        return Patch.new(lab, deltas, **{"base": fingerprint(), **facts})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def low_patch(fingerprint):
+    """A patch of random low-rank deltas, from a seed; further keywords as `Patch.new`."""
+    import torch
+
+    from safegen_core.delta import LowRank
+    from safegen_core.families import FAMILIES
+    from safegen_core.patch import Patch
+
+    lab = FAMILIES["lab"]
+
+    def make(seed=0, rank=4, **facts):
+        random = torch.Generator().manual_seed(seed)
+        deltas = {
+            n: LowRank(
+                torch.randn(lab.specs[n].shape[0], rank, generator=random) * 0.02,
+                torch.randn(rank, lab.specs[n].shape[1], generator=random) * 0.02,
+                2.0 * rank,
+            )
+            for n in lab.weight_names()
+        }
+        return Patch.new(lab, deltas, **{"base": fingerprint(), **facts})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lab_state():
+    """The tensors of a miniature checkpoint, not only of its UNet, from a seed."""
+    import torch
+
+    from safegen_core.families import FAMILIES
+
+    lab = FAMILIES["lab"]
+
+    def make(seed=0, dtype=torch.float32, layout="ldm", prefix="model.diffusion_model."):
+        random = torch.Generator().manual_seed(seed)
+        ldm = layout == "ldm"
+        state = {}
+        for module in lab.modules:
+            path = prefix + (module.ldm if ldm else module.diffusers).removesuffix("1")
+            state[f"{path}2.to_k.weight"] = torch.full((module.width, lab.context), 0.5)
+        names = ("input_blocks.1.0.in_layers.2", "out.2") if ldm else (
+            "down_blocks.0.resnets.0.conv1", "conv_out")  # fmt: skip
+        for name in names:
+            state[f"{prefix}{name}.weight"] = torch.full((4, 4, 3, 3), 0.25)
+        for spec in lab.tensors():
+            values = 0.05 * torch.randn(spec.shape, generator=random)
+            state[prefix + (spec.ldm if ldm else spec.name)] = values
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+        if ldm:
+            state["cond_stage_model.position_ids"] = torch.arange(77)
+            state["first_stage_model.decoder.conv_in.weight"] = torch.randn(
+                4, 4, generator=random
+            ).double()
+        return dict(sorted(state.items()))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def moved():
+    """The same model with its self-attention changed a little, in its own dtype."""
+    import torch
+
+    def make(state, seed=1, size=1e-3):
+        random = torch.Generator().manual_seed(seed)
+        return {
+            n: (t.float() + size * torch.randn(t.shape, generator=random)).to(t.dtype)
+            if ".attn1." in n
+            else t
+            for n, t in state.items()
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def patch_for():
+    """A random patch made for a model; further keywords as `Patch.new`."""
+    import torch
+
+    from safegen_core.delta import Full
+    from safegen_core.families import FAMILIES
+    from safegen_core.fingerprint import Fingerprint
+    from safegen_core.patch import Patch
+
+    lab = FAMILIES["lab"]
+
+    def make(state, seed=1, size=1e-3, **facts):
+        random = torch.Generator().manual_seed(seed)
+        deltas = {
+            s.name: Full(size * torch.randn(s.shape, generator=random)) for s in lab.tensors()
+        }
+        return Patch.new(lab, deltas, **{"base": Fingerprint.of(state), **facts})
+
+    return make

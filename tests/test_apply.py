@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from safegen_core.apply import apply
+from safegen_core.delta import Full, LowRank
 from safegen_core.errors import ModelError, PatchError
 from safegen_core.families import FAMILIES
 from safegen_core.fingerprint import Fingerprint
-from safegen_core.patch import Full, LowRank, Patch
+from safegen_core.patch import Patch
 
 LAB = FAMILIES["lab"]
 BASE_SEED = 0

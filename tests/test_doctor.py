@@ -59,8 +59,9 @@ def test_patches_of_the_host_are_looked_for(tmp_path):
 
 def test_patches_are_described_and_what_is_none_says_why(tmp_path):
     torch = pytest.importorskip("torch")
+    from safegen_core.delta import LowRank
     from safegen_core.families import FAMILIES
-    from safegen_core.patch import LowRank, Patch
+    from safegen_core.patch import Patch
 
     lab = FAMILIES["lab"]
     deltas = {

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safegen_core.atomic import atomic_save_safetensors
 from safegen_core.errors import ModelError, PatchError
 from safegen_core.families import FAMILIES
 from safegen_core.fingerprint import (
@@ -24,7 +25,6 @@ from safegen_core.fingerprint import (
     sketch_positions,
     take_sketch,
 )
-from safegen_core.storage import atomic_save_safetensors
 
 LAB = FAMILIES["lab"]
 

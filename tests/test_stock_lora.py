@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from safegen_core.delta import Full, LowRank
 from safegen_core.families import FAMILIES
-from safegen_core.patch import Full, LowRank, Patch
+from safegen_core.patch import Patch
 
 LAB = FAMILIES["lab"]
 

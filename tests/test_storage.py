@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Strict reading and atomic writing of safetensors."""
+"""Reading models from files, folders and memory."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import pickle
-import struct
-import zipfile
 
 import pytest
 import torch
@@ -16,50 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from safegen_core import storage
+from safegen_core.atomic import atomic_save_safetensors
 from safegen_core.errors import FileError, ModelError, SafeGenError
-from safegen_core.storage import DTYPES, LiveTensors, Weights, atomic_path, read_header, reader
+from safegen_core.storage import LiveTensors, Weights, reader
 
 quick = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-SAVE = storage.atomic_save_safetensors
-
-
-def raw(path, header, data=b"", *, text=None):
-    text = json.dumps(header).encode() if text is None else text
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
-
-
-def one(dtype="F32", shape=(2,), offsets=(0, 8)):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
-
-
-def code(path):
-    with pytest.raises(FileError) as caught:
-        read_header(path)
-    return caught.value.code
-
-
-@pytest.mark.parametrize("name", sorted(DTYPES))
-def test_every_dtype_survives_and_the_library_agrees(tmp_path, name):
-    from safetensors.torch import load_file
-
-    values = torch.arange(24).reshape(2, 3, 4) % 2
-    tensors = {
-        "a": values.to(DTYPES[name]),
-        "empty": torch.empty(0, 3, dtype=DTYPES[name]),
-        "scalar": torch.tensor(1).to(DTYPES[name]),
-    }
-    SAVE(tensors, tmp_path / "m.safetensors", {"k": "vä"})
-    ours = Weights(tmp_path / "m.safetensors")
-    assert ours.metadata == {"k": "vä"}
-    theirs = load_file(tmp_path / "m.safetensors")
-    for key, tensor in tensors.items():
-        loaded = ours.load(key)
-        assert loaded.dtype == theirs[key].dtype == tensor.dtype
-        assert torch.equal(loaded.float(), tensor.float())
-        assert torch.equal(theirs[key].float(), tensor.float())
+SAVE = atomic_save_safetensors
 
 
 def test_reads_what_the_library_writes(tmp_path):
@@ -92,100 +51,6 @@ def test_sample_never_reads_whole_tensors(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "CHUNK", None)
     assert list(storage._runs([0, 5, 1 << 19], 1024)) == [[(0, 0), (1, 5)], [(2, 1 << 19)]]
     assert weights.sample("t", torch.tensor([0, 1 << 19])).shape == (2,)
-
-
-GOOD = {"a": one(), "b": one("U8", (4,), (8, 12))}
-
-
-@pytest.mark.parametrize(
-    ("header", "size"),
-    [
-        ({"a": one(offsets=(0, 4))}, 4),
-        ({"a": one(offsets=(8, 0))}, 8),
-        ({"a": one(offsets=(0, 8, 8))}, 8),
-        ({"a": one(offsets=(0, 8.0))}, 8),
-        ({"a": one(shape=(-2,))}, 8),
-        ({"a": one(shape=(True,), offsets=(0, 4))}, 4),
-        ({"a": one(shape=(2.0,))}, 8),
-        ({"a": one(dtype="F33")}, 8),
-        ({"a": one(dtype=["F32"])}, 8),
-        ({"a": one("F4", (3,), (0, 1))}, 1),
-        ({"a": one() | {"more": 1}}, 8),
-        ({"a": {"dtype": "F32", "shape": [2]}}, 8),
-        ({"a": []}, 8),
-        ({"a": one(), "b": one(offsets=(4, 12))}, 12),
-        ({"a": one(), "b": one(offsets=(0, 8))}, 8),
-        ({"a": one(), "b": one(offsets=(12, 20))}, 20),
-        ({"a": one(offsets=(4, 12))}, 12),
-        ({"__metadata__": []}, 0),
-        ({"__metadata__": {"a": 1}}, 0),
-        ({"__metadata__": {"a": None}}, 0),
-        ({"a\ud800": one()}, 8),
-        ({"__metadata__": {"a": "\ud800"}}, 0),
-    ],
-)
-def test_malformed_headers(tmp_path, header, size):
-    assert code(raw(tmp_path / "m.st", header, bytes(size))) == "file_header"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"[]",
-        b"{",
-        b" {}",
-        b'{"a":1}x',
-        b"\xff\xfe",
-        b'{"a":' * 50_000,
-        b"[" * 50_000,
-        b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}',
-        b'{"__metadata__":{"a":"1","a":"2"}}',
-        b'{"a":{"dtype":"U8","shape":[0],"shape":[0],"data_offsets":[0,0]}}',
-        b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}',
-    ],
-)
-def test_malformed_json(tmp_path, text):
-    assert code(raw(tmp_path / "m.st", None, bytes(8), text=text)) == "file_header"
-
-
-def test_length_of_the_file_is_exact(tmp_path):
-    assert read_header(raw(tmp_path / "ok", GOOD, bytes(12))).data_start > 8
-    assert code(raw(tmp_path / "short", GOOD, bytes(11))) == "file_truncated"
-    assert code(raw(tmp_path / "long", GOOD, bytes(13))) == "file_truncated"
-
-
-def test_header_length_is_capped_before_it_is_read(tmp_path):
-    path = tmp_path / "m.st"
-    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
-    assert code(path) == "file_header"
-    path.write_bytes(b"\x02\0\0")
-    assert code(path) == "file_header"
-
-
-def test_other_things_are_named(tmp_path):
-    assert code(tmp_path / "missing.safetensors") == "file_missing"
-    assert code(tmp_path) == "file_folder"
-    (tmp_path / "empty").touch()
-    assert code(tmp_path / "empty") == "file_empty"
-    for name in ("a.ckpt", "a.pt", "a.bin"):
-        (tmp_path / name).write_bytes(b"anything")
-        assert code(tmp_path / name) == "file_pickle"
-    with zipfile.ZipFile(tmp_path / "z.safetensors", "w") as archive:
-        archive.writestr("data.pkl", "x")
-    assert code(tmp_path / "z.safetensors") == "file_pickle"
-    for protocol in (2, 4, 5):
-        (tmp_path / "p.safetensors").write_bytes(pickle.dumps({"a": list(range(99))}, protocol))
-        assert code(tmp_path / "p.safetensors") == "file_pickle"
-
-
-def test_a_header_of_128_bytes_is_no_pickle(tmp_path):
-    text = json.dumps(GOOD).encode()
-    padded = text + b" " * (0x80 - len(text))
-    assert read_header(raw(tmp_path / "m", None, bytes(12), text=padded)).tensors.keys() == {
-        "a",
-        "b",
-    }
 
 
 @pytest.fixture
@@ -227,18 +92,6 @@ def test_one_flipped_bit_is_an_error_or_other_content(small, data):
         )
         # Only blanks at the header's end may change without meaning (a tab for a space).
         assert not all(values) or original[at : at + 1] == b" "
-
-
-@quick
-@given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(tmp_path, content):
-    path = tmp_path / "any.safetensors"
-    path.write_bytes(content)
-    try:
-        read_header(path)
-    except FileError:
-        return
-    assert content[8:9] == b"{"
 
 
 def test_shards_and_folders(tmp_path):
@@ -290,49 +143,6 @@ def test_folders_without_a_unet(tmp_path):
     with pytest.raises(FileError) as caught:
         Weights(tmp_path)
     assert caught.value.code == "file_pickle"
-
-
-def test_atomic_path_leaves_all_or_nothing(tmp_path):
-    target = tmp_path / "new" / "out.bin"
-    with atomic_path(target) as temporary:
-        assert temporary.parent == target.parent
-        temporary.write_bytes(b"1")
-        assert not target.exists()
-    assert target.read_bytes() == b"1"
-    with pytest.raises(ZeroDivisionError), atomic_path(target, overwrite=True) as temporary:  # noqa: PT012
-        temporary.write_bytes(b"2")
-        raise ZeroDivisionError
-    assert [p.name for p in target.parent.iterdir()] == ["out.bin"]
-    assert target.read_bytes() == b"1"
-    with pytest.raises(FileError) as caught, atomic_path(target):
-        pass
-    assert caught.value.code == "file_exists"
-    with atomic_path(target, overwrite=True) as temporary:
-        temporary.write_bytes(b"3")
-    assert target.read_bytes() == b"3"
-
-
-@pytest.mark.parametrize(
-    ("number", "expected"), [(errno.ENOSPC, "file_disk_full"), (errno.EACCES, "file_unwritable")]
-)
-def test_a_failing_disk_is_named_and_leaves_nothing(tmp_path, number, expected):
-    with pytest.raises(FileError) as caught, atomic_path(tmp_path / "x"):
-        raise OSError(number, os.strerror(number))
-    assert caught.value.code == expected
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_saving_refuses_what_it_cannot_hold(tmp_path):
-    with pytest.raises(FileError) as caught:
-        SAVE({"a": torch.zeros(1, dtype=torch.complex64)}, tmp_path / "m", {})
-    assert caught.value.code == "file_dtype"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_permissions_are_those_of_an_ordinary_file(tmp_path):
-    (tmp_path / "plain").touch()
-    SAVE({"a": torch.zeros(1)}, tmp_path / "m", {})
-    assert (tmp_path / "m").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_readers_of_live_things():

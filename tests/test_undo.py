@@ -6,12 +6,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safegen_core.checkpoint import bake
+from safegen_core.atomic import atomic_save_safetensors
+from safegen_core.bake import bake
+from safegen_core.delta import Full
 from safegen_core.errors import FileError, PatchError
 from safegen_core.families import FAMILIES
 from safegen_core.fingerprint import Fingerprint
-from safegen_core.patch import Full, Patch
-from safegen_core.storage import Weights, atomic_save_safetensors
+from safegen_core.patch import Patch
+from safegen_core.storage import Weights
 from safegen_core.undo import save_originals, unbake
 
 LAB = FAMILIES["lab"]
@@ -91,4 +93,6 @@ def test_wrong_files_are_refused_and_nothing_is_written(tmp_path):
             unbake(model_file, originals, out)
     with pytest.raises(FileError, match="one of the inputs"):
         unbake(baked, tmp_path / "originals.safetensors", baked, overwrite=True)
+    with pytest.raises(FileError, match="one of the inputs"):
+        save_originals(base, base, overwrite=True)
     assert not out.exists()

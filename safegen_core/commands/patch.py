@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from ..checkpoint import ExtractReport
-    from ..patch import Compression, Patch
+    from ..compress import Compression
+    from ..extract import ExtractReport
+    from ..patch import Patch
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,8 +21,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     actions = parser.add_subparsers(title="actions", metavar="<action>", required=True)
 
     extract = actions.add_parser("extract", help="the patch that turns one model into another")
-    extract.add_argument("base", help="model before: .safetensors or diffusers folder")
-    extract.add_argument("safe", help="model after")
+    extract.add_argument(
+        "--base", required=True, help="model before: .safetensors or diffusers folder"
+    )
+    extract.add_argument("--safe", required=True, help="model after")
     extract.add_argument("--rank", type=int, help="store low-rank factors of this rank")
     extract.add_argument("--title", help="name for people")
     _writes(extract)
@@ -90,7 +93,7 @@ def _dtype(name: str) -> torch.dtype:
 def _extract(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ..checkpoint import extract
+    from ..extract import extract
 
     with tqdm(unit="tensor", desc="comparing", leave=False) as bar:
 
@@ -144,8 +147,8 @@ def _info(args: argparse.Namespace) -> int:
     patch = _read(args.patch, args.family)
     told = patch.describe()
     if args.model:
-        from ..checkpoint import require_fit
         from ..fingerprint import SelfAttention
+        from ..fit import require_fit
 
         fit = require_fit(SelfAttention.of(args.model), patch, any_base=True)
         told["match"] = fit.match or "unknown"
@@ -162,7 +165,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _combine(args: argparse.Namespace) -> int:
-    from ..patch import bases_differ, combine
+    from ..combine import bases_differ, combine
 
     parts = [_weighted(text) for text in args.patches]
     if bases_differ(patch for patch, _ in parts):

@@ -148,8 +148,8 @@ def train_vae(
         images[:mosaicked] = censor(images[:mosaicked], scenes)
         x = to_signal(images)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
-            y = vae.decode(posterior.sample(generator)).sample
+            (posterior,) = vae.encode(x, return_dict=False)
+            (y,) = vae.decode(posterior.sample(generator), return_dict=False)  # pyright: ignore[reportArgumentType]
         error = y.float() - x
         return error.abs().mean() + error.pow(2).mean() + 1e-6 * posterior.kl().mean()
 
@@ -176,7 +176,7 @@ def train_denoiser(
     tokenizer = model.build_tokenizer(captions)
     tokens = model.tokenize(tokenizer, captions).view(len(world.scenes), recipe.captions_each, -1)
     empty = model.tokenize(tokenizer, [""])[0]
-    latents = encode(vae, world.images, generator) * vae.config.scaling_factor
+    latents = encode(vae, world.images, generator) * vae.config["scaling_factor"]
 
     pipeline = model.build_pipeline(
         vae, model.build_unet(), model.build_text_encoder(tokenizer), tokenizer

@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..apply import apply
+from ..atomic import atomic_path
 from ..errors import FileError
 from ..evaluate.rates import Estimate, rate, removal
 from ..patch import Patch
-from ..storage import atomic_path
-from ..train.config import read_preset
+from ..train.config_file import read_preset
 from .detectors import Judgement, LabDetector, judge, load_detectors
 from .finetune import load_fine_tuned
 from .model import load_pipeline

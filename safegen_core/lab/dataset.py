@@ -70,7 +70,10 @@ def censor(images: Tensor, scenes: list[Scene], block: int = 12) -> Tensor:
 def encode(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
     """Latents [B, C, 8, 8], one posterior sample each, *not* multiplied by the scaling factor."""
     return torch.cat(
-        [vae.encode(to_signal(part)).latent_dist.sample(generator) for part in images.split(250)]
+        [
+            vae.encode(to_signal(part), return_dict=False)[0].sample(generator)
+            for part in images.split(250)
+        ]
     )
 
 
@@ -90,10 +93,11 @@ def reconstruct(
             latents are never quite on the manifold, and a judge has to cope.
         generator: of the noise.
     """
-    z = vae.encode(to_signal(images)).latent_dist.mode()
+    z = vae.encode(to_signal(images), return_dict=False)[0].mode()
     if noise:
-        z = z + noise * torch.randn(z.shape, generator=generator) / vae.config.scaling_factor
-    return to_images(vae.decode(z).sample)
+        z = z + noise * torch.randn(z.shape, generator=generator) / vae.config["scaling_factor"]
+    (x,) = vae.decode(z, return_dict=False)  # pyright: ignore[reportArgumentType]
+    return to_images(x)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

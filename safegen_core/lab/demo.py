@@ -19,9 +19,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..apply import apply
+from ..atomic import atomic_path
 from ..errors import FileError
 from ..patch import Patch
-from ..storage import atomic_path
 from . import bench, report
 from .detectors import load_detectors
 from .model import load_pipeline
@@ -31,6 +31,7 @@ from .sample import CFG, STEPS, sample
 from .sheets import Group, Row, contact_sheet
 
 if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
     from PIL import Image
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -144,7 +145,9 @@ def before_after_sheet(cells: list[bench.Cell]) -> Image.Image:
     )
 
 
-def strength_sheet(pipeline, patch: Patch, asked: list[Prompt], seed: int, bar) -> Image.Image:
+def strength_sheet(
+    pipeline: StableDiffusionPipeline, patch: Patch, asked: list[Prompt], seed: int, bar: tqdm
+) -> Image.Image:
     """One prompt of four sets at every strength, the same noise along each line."""
     sets = ("direct", "code", "near_miss", "benign")
     chosen = [next(p for p in asked if p.set == name) for name in sets]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..storage import atomic_save_safetensors
+from ..atomic import atomic_save_safetensors
 from .dataset import LABELS, World, censor, reconstruct, to_images, to_signal
 from .fit import Progress, fit, silent
 from .model import WEIGHTS

@@ -59,7 +59,7 @@ def train_fine_tune(
     unet, scheduler = pipeline.unet, pipeline.scheduler
     world = draw_world(_PICTURES, seed + 2_000_003)
     latents = encode(pipeline.vae, restyle(world.images), generator)
-    latents = latents * pipeline.vae.config.scaling_factor
+    latents = latents * pipeline.vae.config["scaling_factor"]
     rng = random.Random(f"fine-tune/{seed}")
     tokens = model.tokenize(pipeline.tokenizer, [training_caption(s, rng) for s in world.scenes])
     with torch.no_grad():
@@ -67,13 +67,7 @@ def train_fine_tune(
         empty = pipeline.text_encoder(model.tokenize(pipeline.tokenizer, [""])).last_hidden_state[0]
 
     unet.requires_grad_(False)
-    unet.add_adapter(
-        LoraConfig(
-            r=_RANK,
-            lora_alpha=_RANK,
-            target_modules=list(_LAYERS),
-        )
-    )
+    unet.add_adapter(LoraConfig(r=_RANK, lora_alpha=_RANK, target_modules=list(_LAYERS)))
 
     def loss() -> Tensor:
         chosen = torch.randint(len(latents), (_BATCH,), generator=generator)
@@ -96,7 +90,7 @@ def train_fine_tune(
 def load_fine_tuned(lora: Path = FINE_TUNE, base: Path = model.BASE) -> StableDiffusionPipeline:
     """The miniature with the fine-tune merged in, as a downloaded checkpoint would be."""
     pipeline = model.load_pipeline(base)
-    pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     return pipeline

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
+from ..atomic import Outgoing, atomic_path, stream_safetensors, tensor_bytes
 from ..fingerprint import SelfAttention
-from ..storage import DTYPES, Outgoing, Weights, atomic_path, stream_safetensors, tensor_bytes
+from ..header import DTYPES
+from ..storage import Weights
 from .model import BASE
 
 _DTYPES = {"fp16": "F16", "fp32": "F32"}
@@ -61,7 +63,7 @@ def write_checkpoint(path: Path, seed: int = 0, dtype: str = "fp16") -> None:
         dtype: "fp16" or "fp32".
 
     Raises:
-        FileError: `file_exists`, `file_disk_full`, and as `storage.atomic_path`.
+        FileError: `file_exists`, `file_disk_full`, and as `atomic.atomic_path`.
     """
     stored = _DTYPES[dtype]
     generator = torch.Generator().manual_seed(seed)
@@ -90,7 +92,7 @@ def write_variant(base: Path, path: Path, seed: int = 0) -> None:
         seed: of the changes, whose standard deviation is a tenth of the weights'.
 
     Raises:
-        FileError: as `storage.Weights` and `storage.atomic_path`.
+        FileError: as `storage.Weights` and `atomic.atomic_path`.
         ModelError: `base` is of no family SafeGen knows.
     """
     weights = Weights(base)
@@ -120,7 +122,6 @@ def write_configs(folder: Path) -> None:
     The tokenizer is the miniature's: its few words are enough for random weights.
     """
     from diffusers import StableDiffusionPipeline
-    from diffusers.schedulers import DDIMScheduler
 
     vae, unet, text_encoder = _meta_models()
     index = {
@@ -137,7 +138,7 @@ def write_configs(folder: Path) -> None:
     vae.save_config(folder / "vae")
     unet.save_config(folder / "unet")
     text_encoder.config.save_pretrained(folder / "text_encoder")
-    DDIMScheduler.from_pretrained(BASE / "scheduler").save_pretrained(folder / "scheduler")
+    shutil.copytree(BASE / "scheduler", folder / "scheduler")
     shutil.copytree(BASE / "tokenizer", folder / "tokenizer")
     with atomic_path(folder / "model_index.json", overwrite=True) as part:
         part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -172,12 +173,14 @@ def _meta_models() -> tuple:
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            sample_size=512,
+        vae = AutoencoderKL.from_config(
+            {
+                "block_out_channels": (128, 256, 512, 512),
+                "down_block_types": ("DownEncoderBlock2D",) * 4,
+                "up_block_types": ("UpDecoderBlock2D",) * 4,
+                "layers_per_block": 2,
+                "sample_size": 512,
+            }
         )
         text_encoder = CLIPTextModel(
             CLIPTextConfig(

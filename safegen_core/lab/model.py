@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .world import SIZE
 
@@ -30,16 +30,19 @@ def build_vae() -> AutoencoderKL:
     """An untrained autoencoder, 64x64 pixels to 8x8 latents."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=_LATENT_CHANNELS,
-        norm_num_groups=1,  # more would normalise an image's own colours away at this width
-        sample_size=SIZE,
-        mid_block_add_attention=False,
+    vae = AutoencoderKL.from_config(
+        {
+            "block_out_channels": (16, 32, 64, 64),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "layers_per_block": 1,
+            "latent_channels": _LATENT_CHANNELS,
+            "norm_num_groups": 1,  # at this width more would take a picture's own colours away
+            "sample_size": SIZE,
+            "mid_block_add_attention": False,
+        }
     )
+    return cast("AutoencoderKL", vae)
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -65,17 +68,19 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=_WIDTH,
-            intermediate_size=4 * _WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            projection_dim=_WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+        CLIPTextConfig.from_dict(
+            {
+                "vocab_size": len(tokenizer),
+                "hidden_size": _WIDTH,
+                "intermediate_size": 4 * _WIDTH,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": TOKENS,
+                "projection_dim": _WIDTH,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            }
         )
     )
 
@@ -110,7 +115,7 @@ def build_pipeline(
         unet=unet,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler=DDIMScheduler(
+        scheduler=DDIMScheduler(  # pyright: ignore[reportArgumentType]
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
@@ -118,8 +123,8 @@ def build_pipeline(
             set_alpha_to_one=False,
             steps_offset=1,
         ),
-        safety_checker=None,
-        feature_extractor=None,
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)

@@ -41,7 +41,7 @@ def sample(
     images = []
     for start in range(0, len(texts), _BATCH):
         part = list(texts[start : start + _BATCH])
-        result = pipeline(
+        (drawn, _) = pipeline(
             prompt=part,
             generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + _BATCH]],
             guidance_scale=cfg,
@@ -49,7 +49,8 @@ def sample(
             height=SIZE,
             width=SIZE,
             output_type="np",
+            return_dict=False,
         )
-        images.append((torch.from_numpy(result.images) * 255).round().byte())
+        images.append((torch.from_numpy(drawn) * 255).round().byte())
         on_batch(len(part))
     return torch.cat(images)

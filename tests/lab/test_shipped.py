@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from safegen_core.evaluate.rates import rate
-from safegen_core.families import detect
 from safegen_core.lab.dataset import LABELS, censor, draw_world
 from safegen_core.lab.model import BASE, WEIGHTS
 from safegen_core.lab.world import FORBIDDEN
+from safegen_core.recognise import detect
 from safegen_core.storage import Weights
 
 

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writing files whole or not at all, and safetensors one tensor at a time.
+
+A file is written under a temporary name in its folder, flushed to the disk and then renamed, so
+that no crash, full disk or interruption leaves a half-written file under its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import FileError
+from .header import BITS, NAMES
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path`, on failure it vanishes.
+
+    Raises:
+        FileError: `file_exists` unless `overwrite`, `file_disk_full`, `file_unwritable`.
+    """
+    path = Path(path)
+    _refuse_existing(path, overwrite)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp"
+        )
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        _as_usual(temporary)
+        _refuse_existing(path, overwrite)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise FileError(
+                "file_disk_full", f"The disk of {path.parent} is full; nothing was written."
+            ) from error
+        raise FileError("file_unwritable", f"{path} cannot be written: {error}.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise FileError("file_exists", f"{path} already exists; choose another name.")
+
+
+def _as_usual(path: Path) -> None:
+    """Give a temporary file the permissions an ordinary new file has; mkstemp makes them 0600."""
+    if os.name == "posix":
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
+
+
+def refuse_input_as_output(out: str | os.PathLike[str], *inputs: Path) -> None:
+    """No input file is ever modified, whatever `overwrite` says.
+
+    Raises:
+        FileError: `file_exists` when `out` is one of `inputs`.
+    """
+    target = Path(out).resolve()
+    if any(file.resolve() == target for file in inputs):
+        raise FileError(
+            "file_exists", f"{out} is one of the inputs, which are never changed; name another."
+        )
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A tensor to be written: safetensors dtype name, shape, and its bytes in pieces."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Iterable[bytes]
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Little-endian row-major bytes of a tensor."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def stream_safetensors(
+    path: Path, tensors: Mapping[str, Outgoing], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file one tensor at a time, in the order given. Not atomic by itself."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + math.prod(tensor.shape) * BITS[tensor.dtype] // 8
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors.items():
+            begin = file.tell()
+            for piece in tensor.pieces:
+                file.write(piece)
+            declared = header[name]["data_offsets"]
+            if file.tell() - begin != declared[1] - declared[0]:
+                raise FileError("file_header", f"{name}: its bytes do not fill its shape.")
+
+
+def atomic_save_safetensors(
+    tensors: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write tensors (any dtype in `DTYPES`) and string metadata to `path`, whole or not at all.
+
+    Raises:
+        FileError: as `atomic_path`; `file_dtype` for a dtype safetensors does not have.
+    """
+    outgoing = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NAMES:
+            raise FileError("file_dtype", f"{name}: safetensors cannot hold {tensor.dtype}.")
+        pieces = (tensor_bytes(t) for t in (tensor,))
+        outgoing[name] = Outgoing(NAMES[tensor.dtype], tuple(tensor.shape), pieces)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        stream_safetensors(temporary, outgoing, metadata)
