@@ -33,7 +33,7 @@ from .detectors import (
     train_detector,
 )
 from .finetune import FINE_TUNE, restyle, train_fine_tune
-from .fit import Progress, fit, silent
+from .training import Progress, fit, silent
 from .prompts import training_caption
 
 if TYPE_CHECKING:

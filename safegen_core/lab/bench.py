@@ -103,7 +103,7 @@ def run_bench(
             read_preset(name)  # says which presets there are, before anything is drawn
             if not (out / "pictures").exists():
                 write_pictures(out / "pictures", seed=seed)
-            patch = train_patch(name, out / "pictures", out / "training" / name, seed).patch
+            patch = train_patch(name, out / "pictures", out / "training" / name, seed)
             label = name
         trained += [Arm(label, patch, s, r) for s in strengths for r in ranks]
     pipeline = load_fine_tuned() if fine_tuned else load_pipeline()

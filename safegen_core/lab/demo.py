@@ -6,11 +6,12 @@ Everything is done by the same doors a user has: a folder of pictures, `safegen 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from ..patch import Patch
 from . import bench, report
 from .detectors import load_detectors
 from .model import load_pipeline
-from .patches import train_patch, write_pictures
+from .patches import SCALE, train_patch, write_pictures
 from .prompts import Prompt
 from .sample import CFG, STEPS, sample
 from .sheets import Group, Row, contact_sheet
@@ -64,42 +65,37 @@ def run_demo(out: Path, seed: int = 0, samples: int = 16) -> Demo:
     began = time.perf_counter()
     _clear(out)
     write_pictures(out / "pictures", seed=seed)
-
-    trained = {}
-    for preset, says in {"default": "our default", "paper": "the official recipe"}.items():
+    patches = {}
+    for preset, says in {"paper": "the official recipe", "default": "our default"}.items():
         tqdm.write(f"Training a patch with {says} ...")
-        trained[preset] = train_patch(preset, out / "pictures", out / "training" / preset, seed)
-    patch_path = out / "lab-default.safetensors"
-    shutil.copyfile(trained["default"].patch_path, patch_path)
-    patch = Patch.read(patch_path)
+        patches[preset] = train_patch(preset, out / "pictures", out / "training" / preset, seed)
 
-    arms = [
-        bench.Arm("base", None),
-        bench.Arm("paper", trained["paper"].patch),
-        bench.Arm("default", patch),
-    ]
+    arms = [bench.Arm("base", None), *(bench.Arm(name, patch) for name, patch in patches.items())]
     pipeline, detectors = load_pipeline(), load_detectors()
     asked = bench.choose_prompts(samples, seed)
     total = len(arms) * len(asked) + 4 * len(STRENGTHS)
     with tqdm(total=total, desc="pictures", mininterval=0.5) as bar:
         cells = bench.measure(pipeline, detectors, arms, asked, seed, on_batch=bar.update)
-        strengths = strength_sheet(pipeline, patch, asked, seed, bar)
-    before_after = before_after_sheet(cells)
-    records = bench.rows(cells)
-    bench.write(records, out)
-    for name, sheet in {"contact-sheet": before_after, "strength-sheet": strengths}.items():
+        strengths = strength_sheet(pipeline, patches["default"], asked, seed, bar)
+
+    sheets = {"contact-sheet": before_after_sheet(cells), "strength-sheet": strengths}
+    for name, sheet in sheets.items():
         with atomic_path(out / f"{name}.png", overwrite=True) as part:
             sheet.quantize(256).save(part, format="PNG", optimize=True)
+    records, summaries = bench.rows(cells), bench.summarise(cells)
+    bench.write(records, out)
+    patch = _with_record(patches["default"], records)
+    patch_path = out / "lab-default.safetensors"
+    patch.write(patch_path)
 
-    summaries = bench.summarise(cells)
     seconds = time.perf_counter() - began
     page = report.render(
-        summaries=summaries,
-        records=records,
-        sheets={"before_after": before_after, "strengths": strengths},
-        patch=patch,
+        summaries,
+        records,
+        sheets,
+        patch,
         patch_bytes=patch_path.stat().st_size,
-        training={name: result.steps for name, result in trained.items()},
+        steps=SCALE["schedule.steps"],
         facts={
             "Date": date.today().isoformat(),
             "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, "
@@ -113,6 +109,13 @@ def run_demo(out: Path, seed: int = 0, samples: int = 16) -> Demo:
     with atomic_path(out / "report.html", overwrite=True) as part:
         part.write_text(page, encoding="utf-8")
     return Demo(out / "report.html", patch_path, summaries, seconds)
+
+
+def _with_record(patch: Patch, records: list[dict]) -> Patch:
+    """The patch with what was measured in its metadata, so that the figures travel with it."""
+    rows = [row for row in records if row["arm"] == "default"]
+    told = {"command": "safegen demo", "date": date.today().isoformat(), "rows": rows}
+    return replace(patch, metadata=patch.metadata | {"safegen.evaluation": json.dumps(told)})
 
 
 def before_after_sheet(cells: list[bench.Cell]) -> Image.Image:

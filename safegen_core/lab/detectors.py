@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..atomic import atomic_save_safetensors
 from .dataset import LABELS, World, censor, reconstruct, to_images, to_signal
-from .fit import Progress, fit, silent
+from .training import Progress, fit, silent
 from .model import WEIGHTS
 from .world import FORBIDDEN
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import model
 from .dataset import draw_world, encode
-from .fit import Progress, fit, silent
+from .training import Progress, fit, silent
 from .prompts import training_caption
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import json
 import random
 from pathlib import Path
 
+from ..patch import Patch
 from ..train import Config, from_values, train
-from ..train.loop import TrainResult
 from .model import BASE
 from .prompts import caption
 from .world import BENIGN, FORBIDDEN, NEAR_MISS, imagine, render
@@ -80,9 +80,11 @@ def patch_config(preset: str, data: Path, out: Path, seed: int = 0, **more: obje
     return from_values({}, keys, preset)
 
 
-def train_patch(preset: str, data: Path, out: Path, seed: int = 0, **more: object) -> TrainResult:
+def train_patch(preset: str, data: Path, out: Path, seed: int = 0, **more: object) -> Patch:
     """Train a lab patch with a progress bar; arguments as of `patch_config`."""
-    return train(patch_config(preset, data, out, seed, **more))
+    config = patch_config(preset, data, out, seed, **more)
+    train(config)
+    return Patch.read(out / f"{config.run.name}.safetensors")
 
 
 def _write_lines(path: Path, rows: list[dict]) -> None:

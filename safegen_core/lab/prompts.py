@@ -187,7 +187,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         try:
             row = json.loads(line)
             text, set_name = row["text"], row["set"]
-        except (ValueError, TypeError, KeyError) as cause:
+        except (ValueError, TypeError, KeyError, RecursionError) as cause:
             raise DataError(
                 "data_prompts",
                 f'{path}, line {number}: expected {{"text": "...", "set": "..."}}, '

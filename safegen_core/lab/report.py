@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def render(
     sheets: Mapping[str, Image.Image],
     patch: Patch,
     patch_bytes: int,
-    training: Mapping[str, int],
+    steps: int,
     facts: Mapping[str, str],
 ) -> str:
     """Fill `report.html.j2`.
@@ -36,10 +37,10 @@ def render(
     Args:
         summaries: of every arm, the default one last.
         records: rows of `bench.rows`.
-        sheets: "before_after" and "strengths".
+        sheets: "contact-sheet" and "strength-sheet".
         patch: the patch shown.
         patch_bytes: size of its file.
-        training: steps by preset.
+        steps: of training, the same for both patches.
         facts: how the page was made, in reading order.
     """
     environment = Environment(
@@ -49,19 +50,23 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.0%}"
+    environment.filters["percent"] = _percent
     return environment.get_template("report.html.j2").render(
         version=__version__,
         names=_NAMES,
         summaries=summaries,
         ours=summaries[-1],
         records=records,
-        sheets={name: _data_url(sheet) for name, sheet in sheets.items()},
+        sheets={name.replace("-", "_"): _data_url(sheet) for name, sheet in sheets.items()},
         patch=patch.describe(),
         patch_kilobytes=round(patch_bytes / 1024),
-        training=training,
+        steps=steps,
         facts=facts,
     )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.0%}"
 
 
 def _data_url(sheet: Image.Image) -> str:

@@ -24,7 +24,7 @@ def pipeline():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The result of a whole default run, as `safegen demo` does it."""
+    """A default patch, trained as `safegen demo` does it."""
     pytest.importorskip("diffusers")
     from safegen_core.lab.patches import train_patch, write_pictures
 

@@ -14,7 +14,6 @@ from safegen_core.errors import ConfigError, FileError
 from safegen_core.lab import bench
 from safegen_core.lab.prompts import SETS, Prompt
 from safegen_core.lab.sample import sample
-from safegen_core.patch import Patch
 
 KEYS = {"arm", "set", "cfg", "strength", "rank", "n", "forbidden_rate", "correct_rate", "ci95"}
 
@@ -23,7 +22,7 @@ KEYS = {"arm", "set", "cfg", "strength", "rank", "n", "forbidden_rate", "correct
 def test_the_default_patch_removes_the_concept_and_keeps_the_rest(pipeline, detectors, trained):
     before = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
     asked = bench.choose_prompts(16, seed=5)
-    arms = [bench.Arm("base", None), bench.Arm("default", trained.patch)]
+    arms = [bench.Arm("base", None), bench.Arm("default", trained)]
     cells = bench.measure(pipeline, detectors, arms, asked, seed=5)
     base, ours = bench.summarise(cells)
     assert ours.removal.n == 64
@@ -50,7 +49,7 @@ def test_a_picture_depends_on_its_own_prompt_and_seed_only(pipeline):
 
 def test_the_bench_writes_rows_and_table(tmp_path, trained):
     file = tmp_path / "mine.safetensors"
-    trained.patch.write(file)
+    trained.write(file)
     out = tmp_path / "bench"
     asked = [Prompt("a striped star", "direct", "striped star"), Prompt("soup", "benign", None)]
     records = bench.run_bench(
@@ -88,7 +87,7 @@ def test_a_patch_of_another_base_needs_to_be_asked_for(tmp_path, trained):
 
     pipeline = load_fine_tuned()
     before = {k: v.clone() for k, v in pipeline.unet.state_dict().items()}
-    with apply(pipeline, Patch.read(trained.patch_path), any_base=True) as applied:
+    with apply(pipeline, trained, any_base=True) as applied:
         assert applied.fit.match != "green"
         assert not all(torch.equal(v, before[k]) for k, v in pipeline.unet.state_dict().items())
     assert all(torch.equal(v, before[k]) for k, v in pipeline.unet.state_dict().items())

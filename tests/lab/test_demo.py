@@ -14,6 +14,7 @@ from PIL import Image
 
 from safegen_core.errors import FileError
 from safegen_core.lab import demo, patches
+from safegen_core.lab.prompts import SETS
 from safegen_core.patch import Patch
 
 
@@ -24,7 +25,11 @@ def test_the_demo_leaves_everything_it_names(tmp_path, monkeypatch):
     for _ in range(2):  # a second run replaces the first
         found = demo.run_demo(out, samples=8)
     assert {path.name for path in out.iterdir()} == set(demo.WRITES)
-    assert Patch.read(found.patch).family.name == "lab"
+    patch = Patch.read(found.patch)
+    assert patch.family.name == "lab"
+    assert {row["set"] for row in json.loads(patch.metadata["safegen.evaluation"])["rows"]} == set(
+        SETS
+    )
     rows = json.loads((out / "bench.json").read_text())
     assert {row["arm"] for row in rows} == {"base", "paper", "default"}
     with Image.open(out / "contact-sheet.png") as sheet:
