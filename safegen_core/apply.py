@@ -169,7 +169,8 @@ def apply(target: Any, patch: Patch, strength: float = 1.0, *, any_base: bool = 
     Raises:
         ModelError: as `SelfAttention.of`; `model_offloaded`; `model_unknown`.
         PatchError: as `fit.require_fit`; `patch_strength`; `patch_already` when the model
-            carries a part of the patch but too little of it; `patch_lost`; `patch_values`.
+            carries a part of the patch but too little of it; `patch_lost`; `patch_values`;
+            `patch_empty` when all deltas are 0.
     """
     check_strength(strength)
     before, slots = _open(target)
@@ -206,8 +207,10 @@ def _already(fit: Fit, strength: float) -> bool:
 
 def _put_all(slots: _Slots, attention: SelfAttention, applied: Applied) -> float:
     realised = Realised()
-    for name in applied.patch.deltas:
-        before, delta = attention.load(name), applied.patch.delta(name, applied.strength)
+    # The coverage was judged by require_fit.
+    deltas, _ = applied.patch.deltas_for(applied.strength, attention.shapes)
+    for name, delta in deltas.items():
+        before = attention.load(name)
         after = add_delta(before, delta, name)
         realised.add(before, after, delta)
         slots.put(attention.detected.key(name), after, applied)

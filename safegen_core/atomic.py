@@ -12,8 +12,9 @@ import errno
 import json
 import math
 import os
+import secrets
+import stat
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import FileError
-from .header import BITS, NAMES
+from .header import BITS, NAMES, printable
 
 
 @contextlib.contextmanager
@@ -34,20 +35,18 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         FileError: `file_exists` unless `overwrite`, `file_disk_full`, `file_unwritable`.
     """
     path = Path(path)
-    _refuse_existing(path, overwrite)
+    check_output(path, overwrite=overwrite)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp"
-        )
-        os.close(handle)
-        temporary = Path(name)
+        # Not tempfile: its files are private (0600), an ordinary new file is not.
+        new = path.with_name(f".{path.name[:32]}.{secrets.token_hex(8)}.tmp")
+        new.touch(exist_ok=False)
+        temporary = new
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        _as_usual(temporary)
-        _refuse_existing(path, overwrite)
+        check_output(path, overwrite=overwrite)
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -61,30 +60,40 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
             temporary.unlink(missing_ok=True)
 
 
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise FileError("file_exists", f"{path} already exists; choose another name.")
+def check_output(out: str | os.PathLike[str], *inputs: Path, overwrite: bool) -> None:
+    """Refuse, before any work is done, a name that cannot be written.
 
-
-def _as_usual(path: Path) -> None:
-    """Give a temporary file the permissions an ordinary new file has; mkstemp makes them 0600."""
-    if os.name == "posix":
-        mask = os.umask(0)
-        os.umask(mask)
-        path.chmod(0o666 & ~mask)
-
-
-def refuse_input_as_output(out: str | os.PathLike[str], *inputs: Path) -> None:
-    """No input file is ever modified, whatever `overwrite` says.
+    Args:
+        out: file to be written.
+        inputs: files being read; none is ever modified, whatever `overwrite` says.
+        overwrite: whether another existing file may be replaced.
 
     Raises:
-        FileError: `file_exists` when `out` is one of `inputs`.
+        FileError: `file_exists` when `out` is one of `inputs`, a folder, or there already;
+            `file_unwritable` for a name no file can have.
     """
-    target = Path(out).resolve()
-    if any(file.resolve() == target for file in inputs):
+    if any(_same_file(file, out) for file in inputs):
         raise FileError(
             "file_exists", f"{out} is one of the inputs, which are never changed; name another."
         )
+    try:
+        found = os.stat(out)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # too long, not below a folder, a NUL in it
+        raise FileError(
+            "file_unwritable", f"{printable(out)} cannot be written: {printable(error)}."
+        ) from error
+    if stat.S_ISDIR(found.st_mode) or not overwrite:
+        raise FileError("file_exists", f"{out} already exists; choose another name.")
+
+
+def _same_file(one: str | os.PathLike[str], two: str | os.PathLike[str]) -> bool:
+    """Whether two names lead to one file, by links or by upper and lower case too."""
+    try:
+        return os.path.realpath(one) == os.path.realpath(two) or os.path.samefile(one, two)
+    except (OSError, ValueError):  # one of them is not there
+        return False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 What holds, exactly:
 
 * Baking changes self-attention tensors and the header's metadata, nothing else: every other tensor
-  is the same bytes, in the same order.
+  is the same bytes, in the same order. The metadata gains `safegen.baked` and loses hashes of the
+  input's tensors, which would no longer be true.
 * Baking adds in float32 and rounds once to the model's dtype. With a patch extracted from 16-bit
   models and stored as float32 it gives the safe model's self-attention back bit for bit (unless a
   value and its base differ by more than 2**13 in size). For float32 models the sum may be off by
@@ -24,7 +25,7 @@ from pathlib import Path
 from .atomic import (
     Outgoing,
     atomic_path,
-    refuse_input_as_output,
+    check_output,
     stream_safetensors,
     tensor_bytes,
 )
@@ -88,13 +89,13 @@ def bake(
         ModelError: as `SelfAttention.of`.
         PatchError: as `require_fit`; `patch_strength`; `patch_already` when the model carries this
             patch (or one much like it) or was baked before; `patch_lost` when rounding would undo
-            it; `patch_values`.
+            it; `patch_empty` when all its deltas are 0; `patch_values`.
     """
     check_strength(strength)
     if strength == 0:
         raise PatchError("patch_strength", "Strength 0 would write an unprotected copy.")
     weights = Weights(base)
-    refuse_input_as_output(out, *weights.files)
+    check_output(out, *weights.files, overwrite=overwrite)
     attention = SelfAttention.of(weights)
     fit = require_fit(attention, patch, any_base=any_base)
     if "safegen.baked" in weights.metadata or fit.carried:
@@ -115,12 +116,13 @@ def bake(
     _drop_stale_hash(metadata)
     realised = Realised()
     order = weights.in_data_order()
-    patched = [k for k in order if attention.detected.canonical(k) in patch.deltas]
+    deltas, _ = patch.deltas_for(strength, attention.shapes)  # require_fit judged the coverage
+    patched = [k for k in order if attention.detected.canonical(k) in deltas]
 
     def pieces(key: str, done: int) -> Iterator[bytes]:
         name = attention.detected.canonical(key)
-        if name is not None and name in patch.deltas:
-            before, delta = weights.load(key), patch.delta(name, strength)
+        if name is not None and name in deltas:
+            before, delta = weights.load(key), deltas[name]
             after = add_delta(before, delta, name)
             realised.add(before, after, delta)
             yield tensor_bytes(after)

@@ -8,6 +8,7 @@ as well), 130 interrupted. Standard output belongs to the commands, errors go to
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import io
 import os
@@ -16,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from . import __version__, commands
 from .errors import SafeGenError
@@ -38,9 +40,28 @@ EXTRA_OF = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest option for one it does not know; argparse makes commands of this class too.
+
+    A command's parser refuses its own leftovers, before a mistyped option's value passes for
+    something else.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, left = super().parse_known_args(args, namespace)
+        for option in left:
+            if option.startswith("-"):
+                self._refuse(option.partition("=")[0])
+        return found, left
+
+    def _refuse(self, option: str) -> NoReturn:
+        near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+        self.error(f"unknown option {option}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every command found in `safegen_core/commands`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="safegen",
         description="Safety patches for Stable Diffusion: train, apply, bake and measure them.",
         epilog="Start with: safegen demo --out demo",
@@ -79,7 +100,9 @@ def execute(args: argparse.Namespace) -> int:
         args: `run`, the command's function, and `debug`, beside the command's own arguments.
     """
     try:
-        return args.run(args)
+        status = args.run(args)
+        print(end="", flush=True)  # here, where a full disk or a closed pipe can be spoken of
+        return status
     except SafeGenError as error:
         return _fail(error, debug=args.debug)
     except ModuleNotFoundError as error:
@@ -90,6 +113,12 @@ def execute(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads our output has seen enough: `| head`
+        _drop_output()
+        return 1
+    except OSError as error:
+        _drop_output()
+        return _fail(_refused(error), debug=args.debug)
 
 
 def _fail(error: SafeGenError, *, debug: bool) -> int:
@@ -97,6 +126,22 @@ def _fail(error: SafeGenError, *, debug: bool) -> int:
         traceback.print_exc()
     print(f"error [{error.code}]: {error.message}", file=sys.stderr)
     return 2
+
+
+def _drop_output() -> None:
+    """Forget output that cannot be written; Python would try again at exit, and complain."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refused(error: OSError) -> SafeGenError:
+    return SafeGenError(
+        "system_refused",
+        f"The system refused to read or write: {error}. Mend that and run the command again; "
+        "safegen --debug shows where it happened.",
+    )
 
 
 def _missing_package(package: str) -> SafeGenError:
@@ -112,7 +157,7 @@ def _missing_package(package: str) -> SafeGenError:
 
 
 def _calm_libraries() -> None:
-    # Read by these libraries when a command imports them. Nothing here may reach for a model hub, and
+    # Read by these libraries when a command imports them. Nothing may reach for a model hub, and
     # their bars and hints would bury ours; whoever wants them sets the variable.
     for variable, value in {
         "HF_HUB_OFFLINE": "1",

@@ -22,8 +22,9 @@ def combine(parts: Sequence[tuple[Patch, float]]) -> Patch:
     id, weight and base digest is noted in `safegen.parents`.
 
     Raises:
-        PatchError: `patch_empty`, `patch_family`, `patch_strength` (a weight is not finite),
-            `patch_coverage` (a parent is incomplete itself).
+        PatchError: `patch_empty` (no patches, or a sum of nothing but zeros), `patch_family`,
+            `patch_strength` (a weight is not finite), `patch_coverage` (a parent is incomplete
+            itself).
     """
     if not parts:
         raise PatchError("patch_empty", "There are no patches to combine.")
@@ -45,6 +46,10 @@ def combine(parts: Sequence[tuple[Patch, float]]) -> Patch:
             n: Full(sum((p.delta(n, w) for p, w in parts if n in p.deltas), torch.zeros(())))
             for n in names
         }
+    if not any(bool(delta.dense().any()) for delta in deltas.values()):
+        raise PatchError(
+            "patch_empty", "With these weights the patches add up to nothing: choose others."
+        )
     bases = [patch.base for patch, _ in parts]
     told = {
         "safegen.objective": "combined",

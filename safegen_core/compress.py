@@ -38,8 +38,7 @@ def compress(deltas: Mapping[str, Delta], rank: int) -> tuple[dict[str, Delta], 
     Raises:
         PatchError: `patch_rank`.
     """
-    if rank < 1:
-        raise PatchError("patch_rank", f"A rank must be at least 1, not {rank}.")
+    check_rank(rank)
     low: dict[str, Delta] = {}
     layers: dict[str, float] = {}
     kept = total = bias = 0.0
@@ -60,6 +59,16 @@ def compress(deltas: Mapping[str, Delta], rank: int) -> tuple[dict[str, Delta], 
         bias / (bias + total) if bias else 0.0,
     )
     return low, report
+
+
+def check_rank(rank: int) -> None:
+    """Refuse a rank below 1.
+
+    Raises:
+        PatchError: `patch_rank`.
+    """
+    if rank < 1:
+        raise PatchError("patch_rank", f"A rank must be at least 1, not {rank}.")
 
 
 def _factor(dense: Tensor, rank: int) -> LowRank:

@@ -7,6 +7,7 @@ model's self-attention back (see `bake`).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .atomic import refuse_input_as_output
-from .compress import Compression
+from .atomic import check_output
+from .compress import Compression, check_rank
 from .delta import Delta, Full
-from .errors import ModelError, PatchError
+from .errors import PatchError
 from .families import Family, to_diffusers
 from .fingerprint import Fingerprint, SelfAttention
 from .patch import Patch
-from .storage import Weights
+from .storage import Reader, Weights
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,12 @@ def extract(
 
     Raises:
         FileError, ModelError: as `SelfAttention.of`; `model_family` when the families differ.
-        PatchError: `patch_empty` when no self-attention differs; as `Patch.write`.
+        PatchError: `patch_rank`; `patch_empty` when no self-attention differs; as `Patch.write`.
     """
+    if rank is not None:
+        check_rank(rank)
     files = Weights(base), Weights(safe)
-    refuse_input_as_output(out, *files[0].files, *files[1].files)
+    check_output(out, *files[0].files, *files[1].files, overwrite=overwrite)
     before = SelfAttention.of(files[0])
     family = before.detected.family
     after = SelfAttention.of(files[1], family)
@@ -99,7 +102,7 @@ def extract(
             deltas[name] = Full(delta)
         tell(done + 1)
     for done, (ours, theirs) in enumerate(pairs):
-        if _difference(before.reader.load(ours), after.reader.load(theirs)) is None:
+        if _agree(before.reader, ours, after.reader, theirs):
             outside_same += 1
         else:
             outside.append(theirs)
@@ -161,14 +164,14 @@ def _in_unet(name: str, family: Family) -> bool:
     return to_diffusers(name, family).startswith((*roots, "add_embedding.", "class_embedding."))
 
 
+def _agree(base: Reader, ours: str, safe: Reader, theirs: str) -> bool:
+    if math.prod(base.shapes[ours]) != math.prod(safe.shapes[theirs]):
+        return False
+    return _difference(base.load(ours), safe.load(theirs)) is None
+
+
 def _difference(base: Tensor, safe: Tensor) -> Tensor | None:
-    """float32 `safe - base`, None if they agree at the coarser dtype's rounding."""
-    if base.numel() != safe.numel():
-        raise ModelError(
-            "model_family",
-            f"Two tensors of the same name have shapes {tuple(base.shape)} and "
-            f"{tuple(safe.shape)}: the models are not comparable.",
-        )
+    """float32 `safe - base` of equal sizes, None if they agree at the coarser dtype's rounding."""
     base = base.reshape(safe.shape)  # a 1x1 convolution and a linear layer hold the same numbers
     if not (base.is_floating_point() and safe.is_floating_point()):
         same = torch.equal(base.double(), safe.double())

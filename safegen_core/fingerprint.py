@@ -25,6 +25,7 @@ from torch import Tensor
 from .errors import ModelError, PatchError
 from .families import Family
 from .families import family as family_named
+from .header import printable
 from .recognise import Detected, detect
 from .storage import Reader, reader
 
@@ -72,6 +73,12 @@ class SelfAttention:
                 "use the fp16 or bf16 version of this model.",
             )
         return cls(source, detected)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Canonical name -> shape."""
+        found = self.detected
+        return {name: self.reader.shapes[found.key(name)] for name in found.family.specs}
 
     def load(self, name: str) -> Tensor:
         """A tensor by canonical name, in its own dtype."""
@@ -195,7 +202,7 @@ class Fingerprint:
                 raise ValueError("its sketch has values that are not finite")
         except (ValueError, TypeError, ModelError, RecursionError, binascii.Error) as error:
             raise PatchError(
-                "patch_fingerprint", f"The base fingerprint cannot be read: {error}."
+                "patch_fingerprint", f"The base fingerprint cannot be read: {printable(error)}."
             ) from None
         return cls(family.name, told["digest"], sketch)
 

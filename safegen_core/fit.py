@@ -103,9 +103,7 @@ def require_fit(attention: SelfAttention, patch: Patch, *, any_base: bool = Fals
             "patch_family",
             f"The patch is for {patch.family.title}, the model is {found.title}.",
         )
-    shapes = attention.reader.shapes
-    present = {name: shapes[attention.detected.key(name)] for name in found.specs}
-    patch.coverage(present).require_whole()
+    patch.coverage(attention.shapes).require_whole()
     base = patch.base
     if base is None:
         if not any_base:
@@ -159,14 +157,19 @@ class Realised:
     @property
     def share(self) -> float:
         """Projection of the real change on the wanted one; 1 is all of it."""
-        return self._along / self._size if self._size else 1.0
+        return self._along / self._size if self._size else 0.0
 
     def require(self) -> None:
-        """Raise when too little survived.
+        """Raise when too little survived, or there was nothing to begin with.
 
         Raises:
-            PatchError: `patch_lost`.
+            PatchError: `patch_lost`, `patch_empty`.
         """
+        if not self._size:
+            raise PatchError(
+                "patch_empty",
+                "The patch changes nothing: all its deltas are 0, so it would protect nobody.",
+            )
         if self.share < REALISED:
             raise PatchError(
                 "patch_lost",

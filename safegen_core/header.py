@@ -84,7 +84,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             `file_header` (malformed) or `file_truncated` (data shorter or longer than declared).
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise FileError("file_folder", f"{path} is a folder; give a .safetensors file.")
     try:
         with path.open("rb") as file:
@@ -104,8 +104,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             text = file.read(length)
     except FileNotFoundError:
         raise FileError("file_missing", f"{path} does not exist.") from None
-    except OSError as error:
-        raise FileError("file_unreadable", f"{path} cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise FileError(
+            "file_unreadable", f"{printable(path)} cannot be read: {printable(error)}."
+        ) from error
     tensors, metadata = _parse(path, text)
     _check_offsets(path, tensors, size - 8 - length)
     return Header(tensors, metadata, 8 + length)
@@ -160,9 +162,14 @@ def _parse(path: Path, text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
         ) from None
 
 
-def printable(error: Exception) -> str:
-    """The words of an error in ASCII, at most 200 characters: it may quote the file's bytes."""
-    return str(error).encode("ascii", "backslashreplace").decode()[:200]
+def printable(value: object, limit: int = 200) -> str:
+    """What `value` says, safe to show: files may hold names of megabytes, and terminal escapes."""
+    text = str(value)
+    shown = text if len(text) <= limit else text[:limit] + "..."
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in shown
+    )
 
 
 def _entry(name: str, claim: Any) -> Entry:
@@ -175,6 +182,9 @@ def _entry(name: str, claim: Any) -> Entry:
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
             raise ValueError(f"tensor {name!r} has a malformed shape or offset")
+    # A side of 0 hides the others from the byte count, not from torch: 64 sides, 2**63 elements.
+    if len(shape) > 64 or math.prod(max(side, 1) for side in shape) >= 2**63:
+        raise ValueError(f"tensor {name!r} has a shape beyond any tensor's")
     if len(offsets) != 2:
         raise ValueError(f"tensor {name!r} needs two offsets")
     bits = math.prod(shape) * BITS[dtype]
@@ -188,7 +198,7 @@ def _check_offsets(path: Path, tensors: Mapping[str, Entry], size: int) -> None:
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
             what = "overlaps another tensor" if entry.start < position else "leaves a hole"
-            raise FileError("file_header", f"{path}: tensor {name!r} {what} in the data.")
+            raise FileError("file_header", f"{path}: tensor {printable(name)} {what} in the data.")
         position = entry.end
     if position != size:
         raise FileError(

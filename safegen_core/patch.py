@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from .delta import Delta, Full, LowRank, check_delta
 from .errors import PatchError
 from .families import Family
 from .fingerprint import Fingerprint
+from .header import printable
 
 FORMAT = "1"
 MAX_STRENGTH = 10.0  # far beyond use; catches a slipped decimal point
@@ -78,13 +79,14 @@ class Patch:
         if told["safegen.format"] != FORMAT:
             raise PatchError(
                 "patch_format",
-                f"The patch has format {told['safegen.format']!r}, this SafeGen reads {FORMAT!r}: "
-                "update SafeGen.",
+                f"The patch has format '{printable(told['safegen.format'])}', this SafeGen reads "
+                f"{FORMAT!r}: update SafeGen.",
             )
         if told["safegen.family"] != self.family.name:
             raise PatchError(
                 "patch_family",
-                f"The patch says it is for {told['safegen.family']!r}, not {self.family.name!r}.",
+                f"The patch says it is for '{printable(told['safegen.family'])}', "
+                f"not {self.family.name!r}.",
             )
         _ = self.scope, self.base  # both must be readable
 
@@ -239,25 +241,23 @@ class Patch:
 
     def deltas_for(
         self, strength: float, shapes: Mapping[str, tuple[int, ...]]
-    ) -> tuple[dict[str, Tensor], Coverage]:
-        """All deltas times `strength`, ready to add to a model.
+    ) -> tuple[Mapping[str, Tensor], Coverage]:
+        """All deltas times `strength`, ready to add to a model; apply and bake come through here.
 
         Args:
             strength: 0 to `MAX_STRENGTH`; 0 gives no tensors, so nothing is registered.
             shapes: canonical tensor name -> shape in the model.
 
         Returns:
-            Canonical name -> float32 delta for the matched tensors, and the coverage. The caller
-            decides through `Coverage.require_whole`.
+            Canonical name -> float32 delta for the matched tensors, each formed when it is asked
+            for, and the coverage. The caller decides through `Coverage.require_whole`.
 
         Raises:
             PatchError: `patch_strength`.
         """
         check_strength(strength)
         coverage = self.coverage(shapes)
-        if strength == 0:
-            return {}, coverage
-        return {name: self.delta(name, strength) for name in coverage.matched}, coverage
+        return _Scaled(self, strength, coverage.matched if strength else ()), coverage
 
     def compress(self, rank: int) -> tuple[Patch, Compression]:
         """Approximate every weight delta by `rank` singular vectors; bias deltas are dropped.
@@ -314,6 +314,28 @@ class Patch:
             if f"safegen.{key}" in self.metadata:
                 told[key] = self.metadata[f"safegen.{key}"]
         return {key: value for key, value in told.items() if value}
+
+
+class _Scaled(Mapping[str, Tensor]):
+    """Deltas times a strength, one in memory at a time."""
+
+    def __init__(self, patch: Patch, strength: float, names: Iterable[str]) -> None:
+        self._patch, self._strength = patch, strength
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._patch.delta(name, self._strength)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def check_strength(strength: float) -> None:

@@ -18,7 +18,7 @@ from .atomic import atomic_save_safetensors, tensor_bytes
 from .delta import Delta, Full, LowRank
 from .errors import PatchError
 from .families import FAMILIES, Family
-from .header import DTYPES, read_header
+from .header import DTYPES, printable, read_header
 from .storage import Weights
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -51,7 +51,7 @@ def read(
         if named is None or (family is not None and named != family):
             raise PatchError(
                 "patch_family",
-                f"{path} is for the family {told['safegen.family']!r}"
+                f"{path} is for the family '{printable(told['safegen.family'])}'"
                 + (f", not {family.name!r}." if family else ", which SafeGen does not know."),
             )
         family = named
@@ -115,7 +115,7 @@ def _read_deltas(file: Weights, family: Family) -> dict[str, Delta]:
         if weight is None or form not in _FORMS:
             raise PatchError(
                 "patch_keys",
-                f"{key!r} does not belong to a self-attention tensor of "
+                f"'{printable(key)}' does not belong to a self-attention tensor of "
                 f"{family.title}: the file is for another family, or changes more than SafeGen "
                 "patches do.",
             )

@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,16 +59,28 @@ class Weights:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.files = _unet_files(self.path) if self.path.is_dir() else (self.path,)
+        promised: Mapping[str, Path] = {}
+        with _reading(self.path):
+            if self.path.is_dir():
+                self.files, promised = _unet_files(self.path)
+            else:
+                self.files = (self.path,)
         self.headers = {file: read_header(file) for file in self.files}
         self._home: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
         for file, header in self.headers.items():
             for name in header.tensors:
                 if name in self._home:
-                    raise FileError("file_header", f"{file}: {name!r} is also in another shard.")
+                    raise FileError(
+                        "file_header", f"{file}: {printable(name)} is also in another shard."
+                    )
                 self._home[name] = file
             self.metadata.update(header.metadata)
+        for name, file in promised.items():
+            if self._home.get(name) != file:
+                raise FileError(
+                    "file_header", f"{file} lacks {printable(name)}, which its index puts there."
+                )
         if self.path.is_dir():
             self.metadata.update(_scheduler_metadata(self.path))
         self.shapes = {name: self.entry(name).shape for name in self._home}
@@ -91,7 +102,8 @@ class Weights:
         stored = self.entry(name).dtype
         if stored not in DTYPES:
             raise FileError(
-                "file_dtype", f"{self.path}: {name} is {stored}, which this torch cannot read."
+                "file_dtype",
+                f"{self.path}: {printable(name)} is {stored}, which this torch cannot read.",
             )
         return DTYPES[stored]
 
@@ -167,16 +179,19 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FileError("file_unreadable", f"{path} cannot be read: {error.strerror}.") from error
+        raise FileError(
+            "file_unreadable", f"{printable(path)} cannot be read: {printable(error)}."
+        ) from error
 
 
-def _unet_files(folder: Path) -> tuple[Path, ...]:
+def _unet_files(folder: Path) -> tuple[tuple[Path, ...], Mapping[str, Path]]:
+    """The files of a folder's UNet; for shards also which tensor is promised where."""
     for place in (folder / "unet", folder):
         for stem in ("diffusion_pytorch_model", "model"):
             for variant in ("", ".fp16"):
                 single = place / f"{stem}{variant}.safetensors"
                 if single.is_file():
-                    return (single,)
+                    return (single,), {}
                 for index in (  # newer and older diffusers name a variant's index differently
                     place / f"{stem}.safetensors.index{variant}.json",
                     place / f"{stem}{variant}.safetensors.index.json",
@@ -192,18 +207,25 @@ def _unet_files(folder: Path) -> tuple[Path, ...]:
     raise FileError("file_missing", f"{folder} holds no UNet (unet/*.safetensors).")
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def _shards(index: Path) -> tuple[tuple[Path, ...], Mapping[str, Path]]:
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted(set(listed))
-        # A shard is a plain file name beside its index; anything else could point elsewhere.
-        if not names or not all(re.fullmatch(r"[\w.\-]+", name) for name in names):
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(places.values()))
+        if not names or not all(map(_is_plain, names)):
             raise ValueError("its weight_map names no files, or files elsewhere")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(
             "file_header", f"{index} is not a valid index: {printable(error)}."
         ) from None
-    return tuple(index.parent / name for name in names)
+    return tuple(index.parent / name for name in names), {
+        name: index.parent / file for name, file in places.items()
+    }
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a shard's name is a file beside its index; anything else could point elsewhere."""
+    plain = Path(name).name == name and "\\" not in name and name.isprintable()
+    return plain and name.endswith(".safetensors") and len(name) < 256
 
 
 def _scheduler_metadata(folder: Path) -> dict[str, str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Take a baked patch out of a file again, exactly.
+"""Take a baked patch out of a file again: self-attention exactly as before, the rest as it is.
 
 Subtracting a patch in 16 bits does not restore the weights it was added to. What does is keeping
 them: the originals of the self-attention tensors are a small file (99 MB for Stable Diffusion 1.x
@@ -13,9 +13,10 @@ import json
 import os
 from collections.abc import Mapping
 
-from .atomic import Outgoing, atomic_path, refuse_input_as_output, stream_safetensors
+from .atomic import Outgoing, atomic_path, check_output, stream_safetensors
 from .errors import PatchError
 from .fingerprint import SelfAttention, digest_of
+from .header import printable
 from .storage import Weights
 
 
@@ -33,7 +34,7 @@ def save_originals(
         FileError, ModelError: as `SelfAttention.of` and `atomic.atomic_path`.
     """
     weights = Weights(base)
-    refuse_input_as_output(out, *weights.files)
+    check_output(out, *weights.files, overwrite=overwrite)
     attention = SelfAttention.of(weights)
     keys = [key for key in weights.in_data_order() if attention.detected.canonical(key)]
     kept = {
@@ -54,7 +55,10 @@ def unbake(
     *,
     overwrite: bool = False,
 ) -> int:
-    """Write a copy of a baked model with its originals put back: every tensor as in the base.
+    """Write a copy of a baked model with its self-attention and metadata as before baking.
+
+    Every other tensor is copied from `baked`, byte for byte; if nothing else has edited that file,
+    this gives the base back.
 
     Args:
         baked: a file written by `bake.bake`.
@@ -71,7 +75,7 @@ def unbake(
             when the originals are of another base, damaged, or not such a file.
     """
     weights, source = Weights(baked), Weights(originals)
-    refuse_input_as_output(out, *weights.files, *source.files)
+    check_output(out, *weights.files, *source.files, overwrite=overwrite)
     if "safegen.baked" not in weights.metadata:
         raise PatchError(
             "patch_not_baked", f"{baked} was not written by safegen bake: there is nothing to undo."
@@ -89,7 +93,7 @@ def unbake(
             weights.entry(key).dtype != source.entry(key).dtype
         ):
             raise PatchError(
-                "patch_originals", f"{originals}: {key} does not fit the model {baked}."
+                "patch_originals", f"{originals}: {printable(key)} does not fit the model {baked}."
             )
     if kept.get("sha256") != _sha256(source, keys):
         raise PatchError("patch_originals", f"{originals} is damaged: its checksum is wrong.")
@@ -128,6 +132,6 @@ def _read_record(source: Weights) -> Mapping:
 def _json(text: str) -> Mapping:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

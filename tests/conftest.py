@@ -7,11 +7,39 @@ Fixtures that make things return the function that makes one.
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Tests never assert a time, and a busy machine must not fail a property.
-settings.register_profile("safegen", deadline=None)
+# A fixture that only makes things may serve all examples of one.
+settings.register_profile(
+    "safegen", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 settings.load_profile("safegen")
+
+
+@pytest.fixture(scope="session")
+def refusal():
+    """The code of the SafeGenError that a call raises."""
+    from safegen_core.errors import SafeGenError
+
+    def code_of(call, *args, **kwargs):
+        with pytest.raises(SafeGenError) as caught:
+            call(*args, **kwargs)
+        return caught.value.code
+
+    return code_of
+
+
+@pytest.fixture(scope="session")
+def save():
+    """Write a state dict as a model file; gives its path."""
+    from safegen_core.atomic import atomic_save_safetensors
+
+    def write(path, state, metadata=None):
+        atomic_save_safetensors(state, path, {"format": "pt"} if metadata is None else metadata)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

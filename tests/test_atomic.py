@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 
-from safegen_core.atomic import atomic_path, atomic_save_safetensors, refuse_input_as_output
+from safegen_core.atomic import atomic_path, atomic_save_safetensors, check_output
 from safegen_core.errors import FileError
 from safegen_core.header import DTYPES
 from safegen_core.storage import Weights
@@ -75,16 +75,37 @@ def test_saving_refuses_what_it_cannot_hold(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_permissions_are_those_of_an_ordinary_file(tmp_path):
+def test_permissions_are_those_of_an_ordinary_file(tmp_path, monkeypatch):
     (tmp_path / "plain").touch()
+    # The process's umask belongs to all its threads, so it is not touched, not even to look at it.
+    monkeypatch.delattr(os, "umask")
     SAVE({"a": torch.zeros(1)}, tmp_path / "m", {})
     assert (tmp_path / "m").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_an_input_is_never_the_output(tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_input_is_never_the_output(tmp_path, refusal, overwrite):
     (tmp_path / "in").touch()
-    refuse_input_as_output(tmp_path / "out", tmp_path / "in")
-    for same in (tmp_path / "in", tmp_path / "new" / ".." / "in"):
-        with pytest.raises(FileError) as caught:
-            refuse_input_as_output(same, tmp_path / "other", tmp_path / "in")
-        assert caught.value.code == "file_exists"
+    os.link(tmp_path / "in", tmp_path / "twin")  # as IN is on a disk that does not tell case apart
+    check_output(tmp_path / "out", tmp_path / "in", overwrite=overwrite)
+    check_output(tmp_path / "out", tmp_path / "missing", overwrite=overwrite)
+    for same in (tmp_path / "in", tmp_path / "new" / ".." / "in", tmp_path / "twin"):
+        inputs = (tmp_path / "other", tmp_path / "in")
+        assert refusal(check_output, same, *inputs, overwrite=overwrite) == "file_exists"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "y/" * 2500, "file/below"])
+def test_a_name_no_file_can_have_is_refused_first(tmp_path, refusal, name):
+    (tmp_path / "file").touch()
+
+    def write():
+        with atomic_path(tmp_path / name):
+            raise AssertionError("too late")
+
+    assert refusal(write) == "file_unwritable"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_long_names_of_wide_letters_can_be_written(tmp_path):
+    SAVE({"a": torch.zeros(1)}, tmp_path / ("\N{SNOWMAN}" * 80), {})
+    SAVE({"a": torch.zeros(1)}, tmp_path / ("\N{GRINNING FACE}" * 62), {})

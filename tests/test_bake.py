@@ -8,10 +8,9 @@ import json
 import pytest
 import torch
 
-from safegen_core.atomic import atomic_save_safetensors
+from safegen_core.apply import apply
 from safegen_core.bake import bake
 from safegen_core.delta import Full, LowRank
-from safegen_core.errors import FileError, PatchError
 from safegen_core.families import FAMILIES
 from safegen_core.fingerprint import Fingerprint
 from safegen_core.fit import already_carries
@@ -22,26 +21,15 @@ LAB = FAMILIES["lab"]
 PREFIX = "model.diffusion_model."
 
 
-def save(path, state, metadata=None):
-    atomic_save_safetensors(state, path, {"format": "pt"} if metadata is None else metadata)
-    return path
-
-
-def error(call, *args, kind=PatchError, **kwargs):
-    with pytest.raises(kind) as caught:
-        call(*args, **kwargs)
-    return caught.value.code
-
-
 @pytest.fixture
-def base(lab_state, tmp_path):
+def base(lab_state, tmp_path, save):
     return save(tmp_path / "base.safetensors", lab_state(dtype=torch.float16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["ldm", "diffusers"])
 def test_baking_changes_self_attention_and_metadata_only(
-    lab_state, patch_for, tmp_path, dtype, layout
+    lab_state, patch_for, tmp_path, dtype, layout, save
 ):
     state = lab_state(dtype=dtype, layout=layout)
     path = save(tmp_path / "base.safetensors", state, {"format": "pt", "author": "someone"})
@@ -89,7 +77,7 @@ def test_baking_is_flat_in_memory(patch_for, base, tmp_path, monkeypatch):
     assert len(loaded) <= 2 * 35
 
 
-def test_a_folder_of_shards_becomes_one_file(lab_state, patch_for, tmp_path):
+def test_a_folder_of_shards_becomes_one_file(lab_state, patch_for, tmp_path, save):
     state = lab_state(layout="diffusers", prefix="")
     names = list(state)
     parts = {"s1.safetensors": names[:20], "s2.safetensors": names[20:]}
@@ -106,10 +94,10 @@ def test_a_folder_of_shards_becomes_one_file(lab_state, patch_for, tmp_path):
         assert torch.equal(out.load(name), tensor + delta)
 
 
-def test_an_already_baked_model_is_recognised(patch_for, base, tmp_path):
+def test_an_already_baked_model_is_recognised(patch_for, base, tmp_path, save, refusal):
     patch = patch_for(base)
     bake(base, patch, tmp_path / "out")
-    assert error(bake, tmp_path / "out", patch, tmp_path / "twice") == "patch_already"
+    assert refusal(bake, tmp_path / "out", patch, tmp_path / "twice") == "patch_already"
     # also when the metadata is gone, in other precision, and for a compressed form of the patch
     weights = Weights(tmp_path / "out")
     bare = {n: weights.load(n) for n in weights.shapes}
@@ -118,17 +106,17 @@ def test_an_already_baked_model_is_recognised(patch_for, base, tmp_path):
         "bf16": {n: t.bfloat16() if t.dtype == torch.float16 else t for n, t in bare.items()},
     }.items():
         save(tmp_path / name, tensors)
-        assert error(bake, tmp_path / name, patch, tmp_path / "twice") == "patch_already"
-        assert error(bake, tmp_path / name, patch, tmp_path / "twice", any_base=True) == (
+        assert refusal(bake, tmp_path / name, patch, tmp_path / "twice") == "patch_already"
+        assert refusal(bake, tmp_path / name, patch, tmp_path / "twice", any_base=True) == (
             "patch_already"
         )
     assert already_carries(bare, patch.compress(32)[0])
     assert not (tmp_path / "twice").exists()
 
 
-def test_base_red_amber_and_unknown(lab_state, moved, patch_for, base, tmp_path):
+def test_base_red_amber_and_unknown(lab_state, moved, patch_for, base, tmp_path, refusal):
     stranger = patch_for(lab_state(seed=9))
-    assert error(bake, base, stranger, tmp_path / "o") == "patch_base"
+    assert refusal(bake, base, stranger, tmp_path / "o") == "patch_base"
     report = bake(base, stranger, tmp_path / "o1", any_base=True)
     assert report.fit.match == "red"
     assert report.notes
@@ -137,31 +125,31 @@ def test_base_red_amber_and_unknown(lab_state, moved, patch_for, base, tmp_path)
     assert report.fit.match == "amber"
     assert "relative" in report.notes[0]
     homeless = patch_for(lab_state(), base=None)
-    assert error(bake, base, homeless, tmp_path / "o") == "patch_base"
+    assert refusal(bake, base, homeless, tmp_path / "o") == "patch_base"
     assert bake(base, homeless, tmp_path / "o3", any_base=True).fit.match is None
     assert not (tmp_path / "o").exists()
 
 
-def test_refusals_leave_nothing(patch_for, base, tmp_path):
+def test_refusals_leave_nothing(patch_for, base, tmp_path, refusal):
     patch = patch_for(base)
     files = set(tmp_path.iterdir())
     out = tmp_path / "out"
     koala = FAMILIES["koala-700m"]
     zeros = {n: LowRank(torch.zeros(w, 1), torch.zeros(1, w), 1.0)
              for n in koala.weight_names() for w in koala.specs[n].shape[:1]}  # fmt: skip
-    assert error(bake, base, Patch.new(koala, zeros), out) == "patch_family"
+    assert refusal(bake, base, Patch.new(koala, zeros), out) == "patch_family"
     cut = {n: d for n, d in list(patch.deltas.items())[5:]}
-    assert error(bake, base, Patch(LAB, cut, patch.metadata), out) == "patch_coverage"
+    assert refusal(bake, base, Patch(LAB, cut, patch.metadata), out) == "patch_coverage"
     for strength in (0, -1, float("nan")):
-        assert error(bake, base, patch, out, strength) == "patch_strength"
-    assert error(bake, base, patch, base, kind=FileError, overwrite=True) == "file_exists"
+        assert refusal(bake, base, patch, out, strength) == "patch_strength"
+    assert refusal(bake, base, patch, base, overwrite=True) == "file_exists"
     first = LAB.weight_names()[0]
     huge = dict(patch.deltas) | {first: Full(torch.full(LAB.specs[first].shape, 1e6))}
-    assert error(bake, base, Patch(LAB, huge, patch.metadata), out) == "patch_values"
+    assert refusal(bake, base, Patch(LAB, huge, patch.metadata), out) == "patch_values"
     assert set(tmp_path.iterdir()) == files
 
 
-def test_a_full_disk_leaves_nothing(patch_for, base, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(patch_for, base, tmp_path, monkeypatch, refusal):
     patch = patch_for(base)
     files = set(tmp_path.iterdir())
 
@@ -169,11 +157,11 @@ def test_a_full_disk_leaves_nothing(patch_for, base, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safegen_core.bake.stream_safetensors", full)
-    assert error(bake, base, patch, tmp_path / "out", kind=FileError) == "file_disk_full"
+    assert refusal(bake, base, patch, tmp_path / "out") == "file_disk_full"
     assert set(tmp_path.iterdir()) == files
 
 
-def test_a_patch_that_rounding_would_undo_is_refused(lab_state, patch_for, tmp_path):
+def test_a_patch_that_rounding_would_undo_is_refused(lab_state, patch_for, tmp_path, save, refusal):
     state = lab_state()
     eight = {
         n: t.to(torch.float8_e4m3fn) if ".attn1." in n and n.endswith("weight") else t
@@ -181,12 +169,30 @@ def test_a_patch_that_rounding_would_undo_is_refused(lab_state, patch_for, tmp_p
     }
     save(tmp_path / "eight", eight)
     patch = patch_for(eight, size=1e-5)
-    assert error(bake, tmp_path / "eight", patch, tmp_path / "out") == "patch_lost"
+    assert refusal(bake, tmp_path / "eight", patch, tmp_path / "out") == "patch_lost"
     assert not (tmp_path / "out").exists()
     assert bake(tmp_path / "eight", patch_for(eight, size=0.02), tmp_path / "out").realised > 0.9
 
 
-def test_ema_copies_are_told(lab_state, patch_for, tmp_path):
+@pytest.mark.parametrize("size", [0.0, 1e-3])
+def test_a_patch_of_zeros_is_no_patch(lab_state, patch_for, base, tmp_path, refusal, size):
+    patch = patch_for(base, size=size)
+    if size:
+        assert bake(base, patch, tmp_path / "out").realised > 0.9
+    else:
+        assert refusal(bake, base, patch, tmp_path / "out") == "patch_empty"
+        assert refusal(apply, lab_state(), patch) == "patch_empty"
+        assert apply(lab_state(), patch, 0).active
+
+
+def test_hashes_of_the_input_do_not_outlive_it(lab_state, patch_for, tmp_path, save):
+    state = lab_state()
+    base = save(tmp_path / "base", state, {"modelspec.hash_sha256": "0x1", "author": "someone"})
+    bake(base, patch_for(state), tmp_path / "out")
+    assert set(Weights(tmp_path / "out").metadata) == {"author", "safegen.baked"}
+
+
+def test_ema_copies_are_told(lab_state, patch_for, tmp_path, save):
     state = lab_state() | {"model_ema.decay": torch.zeros(())}
     save(tmp_path / "m", state)
     notes = bake(tmp_path / "m", patch_for(state), tmp_path / "out").notes

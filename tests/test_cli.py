@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -66,6 +67,61 @@ def test_a_bug_is_not_dressed_up_as_a_users_mistake(error):
         cli.execute(raising(error))
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["train", "--objective.lamda_m", "1"], "--objective.lamda_m; did you mean --objective.l"),
+        (["train", "--objective.lamda_m=1"], "--objective.lamda_m; did you mean --objective.l"),
+        (["train", "--no-run.tensorbord"], "did you mean --no-run.tensorboard?"),
+        (["doctor", "--jsn"], "did you mean --json?"),
+        (["--debgu", "doctor"], "did you mean --debug?"),
+        (["patch", "info", "p.safetensors", "--jsno"], "unknown option --jsno"),
+        (["doctor", "--qqq"], "unknown option --qqq\n"),
+    ],
+)
+def test_a_mistyped_option_names_the_nearest_and_nothing_runs(argv, told, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "execute", lambda args: pytest.fail("it ran"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_what_is_no_option_is_refused_as_well(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "surplus"])
+    assert "surplus" in capsys.readouterr().err
+
+
+PRINTS = (
+    "import argparse, sys; from safegen_core import cli;"
+    "run = lambda args: print('x' * {length}) or 0;"
+    "sys.exit(cli.execute(argparse.Namespace(run=run, debug=False)))"
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems name a closed pipe otherwise")
+@pytest.mark.parametrize("length", [1, 1 << 20], ids=["at the end", "at once"])
+@pytest.mark.parametrize(
+    ("place", "status", "told"),
+    [("closed pipe", 1, b""), ("/dev/full", 2, b"error [system_refused]: ")],
+)
+def test_output_that_cannot_be_written_is_no_traceback(length, place, status, told):
+    if place == "closed pipe":
+        read, out = os.pipe()
+        os.close(read)
+    elif os.path.exists(place):
+        out = os.open(place, os.O_WRONLY)
+    else:
+        pytest.skip(f"no {place} here")
+    with os.fdopen(out, "wb") as stdout:
+        command = [sys.executable, "-c", PRINTS.format(length=length)]
+        done = subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith(told)
+    assert done.stderr.count(b"\n") == (1 if told else 0)
+
+
 def test_every_file_in_commands_is_a_command():
     listed = cli.build_parser().format_help()
     assert "doctor" in COMMANDS
@@ -115,12 +171,41 @@ def test_the_script_runs_isolated_from_any_folder(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"safegen {__version__}\n"), done.stderr
 
 
-def test_the_module_runs_as_a_program():
+@pytest.mark.parametrize(
+    ("module", "argument"),
+    [("safegen_core", "no-such-command"), ("safegen_core.train", "--run.oud=x")],
+)
+def test_the_modules_run_as_programs(module, argument):
     done = subprocess.run(
-        [sys.executable, "-m", "safegen_core", "no-such-command"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", module, argument], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "no-such-command" in done.stderr
+    assert "usage: safegen" in done.stderr
+    assert argument.partition("=")[0] in done.stderr
+
+
+@pytest.mark.parametrize("command", ["safegen_core", "safegen_core.train"])
+def test_a_typo_is_told_without_torch(tmp_path, command):
+    file = tmp_path / "run.toml"
+    file.write_text("[objective]\nlamda_m = 1.0\n")
+    program = (
+        "import runpy, sys; sys.modules['torch'] = None; module, *sys.argv[1:] = sys.argv[1:];"
+        "runpy.run_module(module, run_name='__main__')"
+    )
+    arguments = [command, *(["train"] if command == "safegen_core" else []), str(file)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "did you mean objective.lambda_m?" in done.stderr
+
+
+def test_training_without_its_packages_names_the_extra(tmp_path):
+    program = (
+        "import runpy, sys; sys.modules['torch'] = None;"
+        "sys.argv[1:] = ['--base.path=b', '--data.folder=d', '--run.out=o'];"
+        "runpy.run_module('safegen_core.train', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error [missing_package]"), done.stderr

@@ -6,9 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safegen_core.atomic import atomic_save_safetensors
 from safegen_core.bake import bake
-from safegen_core.errors import FileError, ModelError, PatchError
 from safegen_core.extract import extract
 from safegen_core.families import FAMILIES
 from safegen_core.fingerprint import Fingerprint
@@ -19,19 +17,10 @@ LAB = FAMILIES["lab"]
 PREFIX = "model.diffusion_model."
 
 
-def save(path, state, metadata=None):
-    atomic_save_safetensors(state, path, {"format": "pt"} if metadata is None else metadata)
-    return path
-
-
-def error(call, *args, kind=PatchError, **kwargs):
-    with pytest.raises(kind) as caught:
-        call(*args, **kwargs)
-    return caught.value.code
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_extract_then_bake_gives_16_bit_models_back_exactly(lab_state, moved, tmp_path, dtype):
+def test_extract_then_bake_gives_16_bit_models_back_exactly(
+    lab_state, moved, tmp_path, dtype, save
+):
     state = lab_state(dtype=dtype)
     save(tmp_path / "base", state)
     save(tmp_path / "safe", moved(state))
@@ -42,7 +31,7 @@ def test_extract_then_bake_gives_16_bit_models_back_exactly(lab_state, moved, tm
         assert b"".join(safe.chunks(name)) == b"".join(baked.chunks(name))
 
 
-def test_extract_then_bake_gives_fp32_models_back_to_one_unit(lab_state, moved, tmp_path):
+def test_extract_then_bake_gives_fp32_models_back_to_one_unit(lab_state, moved, tmp_path, save):
     state = lab_state()
     save(tmp_path / "base", state)
     save(tmp_path / "safe", moved(state))
@@ -54,7 +43,9 @@ def test_extract_then_bake_gives_fp32_models_back_to_one_unit(lab_state, moved, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_bake_then_extract_is_the_patch_within_rounding(lab_state, patch_for, tmp_path, dtype):
+def test_bake_then_extract_is_the_patch_within_rounding(
+    lab_state, patch_for, tmp_path, dtype, save
+):
     state = lab_state(dtype=dtype)
     base, patch = save(tmp_path / "base", state), patch_for(state)
     bake(base, patch, tmp_path / "out")
@@ -67,7 +58,7 @@ def test_bake_then_extract_is_the_patch_within_rounding(lab_state, patch_for, tm
         torch.testing.assert_close(delta.dense(), patch.delta(name), rtol=0, atol=step)
 
 
-def test_extract_across_layout_container_and_dtype(lab_state, moved, tmp_path):
+def test_extract_across_layout_container_and_dtype(lab_state, moved, tmp_path, save):
     plain = lab_state(layout="diffusers", prefix="")
     safe = moved(plain)
     safe["conv_out.weight"] = safe["conv_out.weight"] + 1
@@ -95,16 +86,18 @@ def test_extract_across_layout_container_and_dtype(lab_state, moved, tmp_path):
         (torch.float16, torch.float8_e4m3fn),
     ],
 )
-def test_two_roundings_of_one_model_have_no_difference(lab_state, tmp_path, one, two):
+def test_two_roundings_of_one_model_have_no_difference(
+    lab_state, tmp_path, one, two, save, refusal
+):
     state = lab_state()
     for name, dtype in (("one", one), ("two", two)):
         save(tmp_path / name, {n: t.to(dtype) for n, t in state.items()})
     for a, b in (("one", "two"), ("two", "one")):
-        assert error(extract, tmp_path / a, tmp_path / b, tmp_path / "p") == "patch_empty"
+        assert refusal(extract, tmp_path / a, tmp_path / b, tmp_path / "p") == "patch_empty"
     assert not (tmp_path / "p").exists()
 
 
-def test_extract_declares_what_changed(lab_state, tmp_path):
+def test_extract_declares_what_changed(lab_state, tmp_path, save):
     state = lab_state()
     weight = LAB.weight_names()[3]
     bias = weight.replace(".weight", ".bias")
@@ -122,7 +115,7 @@ def test_extract_declares_what_changed(lab_state, tmp_path):
     assert not patch.delta(weight).any()
 
 
-def test_extract_to_a_rank(lab_state, tmp_path):
+def test_extract_to_a_rank(lab_state, tmp_path, save):
     state = lab_state()
     save(tmp_path / "a", state)
     safe = dict(state)
@@ -140,22 +133,41 @@ def test_extract_to_a_rank(lab_state, tmp_path):
     assert patch.scope == LAB.weight_names()
 
 
-def test_models_of_different_families_are_not_compared(lab_state, tmp_path):
+def test_models_of_different_families_are_not_compared(lab_state, tmp_path, save, refusal):
     save(tmp_path / "a", lab_state())
     save(tmp_path / "b", {"decoder.conv_in.weight": torch.zeros(1)})
-    assert error(extract, tmp_path / "a", tmp_path / "b", tmp_path / "p", kind=ModelError) == (
-        "model_refused"
-    )
+    assert refusal(extract, tmp_path / "a", tmp_path / "b", tmp_path / "p") == ("model_refused")
 
 
-def test_an_input_is_never_overwritten(lab_state, moved, tmp_path):
+def test_an_input_is_never_overwritten(lab_state, moved, tmp_path, save, refusal):
     state = lab_state()
     base, safe = save(tmp_path / "a", state), save(tmp_path / "b", moved(state))
     for out in (base, safe):
-        assert error(extract, base, safe, out, kind=FileError, overwrite=True) == "file_exists"
+        assert refusal(extract, base, safe, out, overwrite=True) == "file_exists"
 
 
-def test_progress_counts_to_the_end(lab_state, moved, tmp_path):
+def test_a_tensor_of_another_shape_outside_is_counted(lab_state, moved, tmp_path, save):
+    state = lab_state()
+    safe = moved(state) | {"cond_stage_model.position_ids": torch.arange(78)}
+    report = extract(save(tmp_path / "a", state), save(tmp_path / "b", safe), tmp_path / "p")
+    assert report.outside == ("cond_stage_model.position_ids",)
+    assert len(report.changed) == 35
+
+
+@pytest.mark.parametrize(
+    ("rank", "out", "expected"), [(-3, "p", "patch_rank"), (None, "taken", "file_exists")]
+)
+def test_refusals_come_before_the_work(
+    lab_state, moved, tmp_path, save, refusal, monkeypatch, rank, out, expected
+):
+    state = lab_state()
+    base, safe = save(tmp_path / "a", state), save(tmp_path / "b", moved(state))
+    (tmp_path / "taken").touch()
+    monkeypatch.delattr(Weights, "load")  # nothing is compared
+    assert refusal(extract, base, safe, tmp_path / out, rank=rank) == expected
+
+
+def test_progress_counts_to_the_end(lab_state, moved, tmp_path, save):
     state, calls = lab_state(), []
     base, safe = save(tmp_path / "a", state), save(tmp_path / "b", moved(state))
     extract(base, safe, tmp_path / "p", progress=lambda *call: calls.append(call))

@@ -168,6 +168,12 @@ def test_bad_json_is_a_patch_error(text):
     assert caught.value.code == "patch_fingerprint"
 
 
+def test_the_message_repeats_no_hostile_name():
+    with pytest.raises(PatchError) as caught:
+        Fingerprint.from_json(json.dumps(TOLD | {"family": "x" * 99_999}))
+    assert len(caught.value.message) < 1000
+
+
 @given(st.text(max_size=100))
 def test_any_text_is_a_patch_error(text):
     with pytest.raises(PatchError):

@@ -21,20 +21,14 @@ WEIGHT = LAB.weight_names()[0]
 OUT = next(s for s in LAB.tensors() if s.is_bias)
 
 
-def error(call, *args, **kwargs):
-    with pytest.raises(PatchError) as caught:
-        call(*args, **kwargs)
-    return caught.value.code
+def test_a_patch_of_another_family(whole_patch, refusal):
+    assert refusal(Patch, FAMILIES["sd1"], whole_patch().deltas) in ("patch_keys", "patch_shape")
+    assert refusal(Patch, LAB, whole_patch().deltas, {"safegen.family": "sd1"}) == "patch_family"
 
 
-def test_a_patch_of_another_family(whole_patch):
-    assert error(Patch, FAMILIES["sd1"], whole_patch().deltas) in ("patch_keys", "patch_shape")
-    assert error(Patch, LAB, whole_patch().deltas, {"safegen.family": "sd1"}) == "patch_family"
-
-
-def test_low_rank_with_a_bias_is_refused(low_patch):
+def test_low_rank_with_a_bias_is_refused(low_patch, refusal):
     deltas = dict(low_patch().deltas) | {OUT.name: Full(torch.zeros(OUT.shape))}
-    assert error(Patch, LAB, deltas) == "patch_bias"
+    assert refusal(Patch, LAB, deltas) == "patch_bias"
 
 
 def test_coverage_is_judged_by_the_declared_scope(whole_patch):
@@ -53,35 +47,37 @@ def test_coverage_is_judged_by_the_declared_scope(whole_patch):
     assert not patch.coverage(SHAPES | {WEIGHT: (64, 65)}).whole
 
 
-def test_deltas_outside_the_scope_are_unexpected(whole_patch):
+def test_deltas_outside_the_scope_are_unexpected(whole_patch, refusal):
     more = Patch(LAB, whole_patch().deltas, {"safegen.scope": json.dumps([WEIGHT])})
     coverage = more.coverage(SHAPES)
     assert coverage.matched == (WEIGHT,)
     assert len(coverage.unexpected) == 34
-    assert error(coverage.require_whole) == "patch_coverage"
+    assert refusal(coverage.require_whole) == "patch_coverage"
 
 
-def test_a_truncated_patch_cannot_pass_for_whole(whole_patch):
+def test_a_truncated_patch_cannot_pass_for_whole(whole_patch, refusal):
     deltas = dict(whole_patch().deltas)
     del deltas[WEIGHT]
     cut = Patch(LAB, deltas, whole_patch().metadata)
     assert not cut.coverage(SHAPES).whole
     for derive in (cut.expand, lambda: cut.compress(4), lambda: combine([(cut, 1.0)])):
-        assert error(derive) == "patch_coverage"
+        assert refusal(derive) == "patch_coverage"
 
 
-def test_strength_scales_and_zero_registers_nothing(whole_patch):
+def test_strength_scales_and_zero_registers_nothing(whole_patch, refusal):
     patch = whole_patch()
     nothing, coverage = patch.deltas_for(0, SHAPES)
     assert nothing == {}
     assert coverage.whole
     half, _ = patch.deltas_for(0.5, SHAPES)
     assert set(half) == set(SHAPES)
+    assert "conv_in.weight" not in half
+    assert half.get("conv_in.weight") is None
     for name, delta in half.items():
         assert delta.dtype == torch.float32
         assert torch.equal(delta, patch.delta(name) * 0.5)
     for strength in (-0.1, math.nan, math.inf, 11):
-        assert error(patch.deltas_for, strength, SHAPES) == "patch_strength"
+        assert refusal(patch.deltas_for, strength, SHAPES) == "patch_strength"
 
 
 def test_expand_keeps_the_change(low_patch):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safegen_core.atomic import atomic_save_safetensors
@@ -21,15 +21,6 @@ LAB = FAMILIES["lab"]
 WEIGHT = LAB.weight_names()[0]
 STEM = LAB.specs[WEIGHT].stem
 OUT = next(s for s in LAB.tensors() if s.is_bias)
-few = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-def error(call, *args, **kwargs):
-    with pytest.raises(PatchError) as caught:
-        call(*args, **kwargs)
-    return caught.value.code
 
 
 @pytest.mark.parametrize("form", ["whole_patch", "low_patch"])
@@ -155,23 +146,39 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_files_each_have_their_own_error(tmp_path, what):
+def test_bad_files_each_have_their_own_error(tmp_path, what, refusal):
     code, tensors, metadata = BAD[what]
     metadata = {k: v for k, v in metadata.items() if v is not None}
     atomic_save_safetensors(tensors, tmp_path / "p", metadata)
-    assert error(Patch.read, tmp_path / "p") == code
+    assert refusal(Patch.read, tmp_path / "p") == code
 
 
-def test_one_tensor_under_two_spellings(tmp_path):
+@pytest.mark.parametrize(
+    ("tensors", "metadata"),
+    [
+        ({"\x1b[2J" * 9999: SQUARE}, {}),
+        ({f"{STEM}.diff": SQUARE}, {"safegen.family": "\x1b[2J" * 9999}),
+        ({f"{STEM}.diff": SQUARE}, {"safegen.format": "\x1b[2J" * 9999}),
+    ],
+)
+def test_messages_repeat_no_hostile_text(tmp_path, tensors, metadata):
+    atomic_save_safetensors(tensors, tmp_path / "p", TOLD | metadata)
+    with pytest.raises(PatchError) as caught:
+        Patch.read(tmp_path / "p")
+    assert len(caught.value.message) < 1000
+    assert caught.value.message.isprintable()
+
+
+def test_one_tensor_under_two_spellings(tmp_path, refusal):
     ldm = "lora_unet_" + LAB.specs[WEIGHT].ldm.removesuffix(".weight").replace(".", "_")
     tensors = {f"{STEM}.diff": SQUARE, f"{ldm}.diff": SQUARE}
     atomic_save_safetensors(tensors, tmp_path / "p", TOLD)
-    assert error(Patch.read, tmp_path / "p") == "patch_mixed"
+    assert refusal(Patch.read, tmp_path / "p") == "patch_mixed"
 
 
-def test_a_patch_of_another_family(whole_patch, tmp_path):
+def test_a_patch_of_another_family(whole_patch, tmp_path, refusal):
     whole_patch().write(tmp_path / "p")
-    assert error(Patch.read, tmp_path / "p", family=FAMILIES["sd1"]) == "patch_family"
+    assert refusal(Patch.read, tmp_path / "p", family=FAMILIES["sd1"]) == "patch_family"
 
 
 def test_files_that_are_no_patch(tmp_path):
@@ -180,7 +187,7 @@ def test_files_that_are_no_patch(tmp_path):
             Patch.read(path)
 
 
-@few
+@settings(max_examples=20)
 @given(data=st.data())
 def test_a_flipped_bit_is_an_error_or_another_patch(whole_patch, tmp_path, data):
     path = tmp_path / "p.safetensors"
@@ -206,10 +213,10 @@ def test_a_flipped_bit_is_an_error_or_another_patch(whole_patch, tmp_path, data)
         assert back.id() != good.id()
 
 
-def test_writing_refuses_what_fp16_cannot_hold(tmp_path):
+def test_writing_refuses_what_fp16_cannot_hold(tmp_path, refusal):
     huge = Patch.new(LAB, {WEIGHT: Full(SQUARE + 1e6)})
-    assert error(huge.write, tmp_path / "p") == "patch_values"
-    assert error(huge.write, tmp_path / "p", torch.int8) == "patch_dtype"
+    assert refusal(huge.write, tmp_path / "p") == "patch_values"
+    assert refusal(huge.write, tmp_path / "p", torch.int8) == "patch_dtype"
     assert list(tmp_path.iterdir()) == []
     huge.write(tmp_path / "p", torch.float32)
     with pytest.raises(FileError):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safegen_core import storage
@@ -15,9 +15,6 @@ from safegen_core.atomic import atomic_save_safetensors
 from safegen_core.errors import FileError, ModelError, SafeGenError
 from safegen_core.storage import LiveTensors, Weights, reader
 
-quick = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 SAVE = atomic_save_safetensors
 
 
@@ -61,7 +58,7 @@ def small(tmp_path):
     return path
 
 
-@quick
+@settings(max_examples=150)
 @given(data=st.data())
 def test_one_flipped_bit_is_an_error_or_other_content(small, data):
     """Never a crash of another type, never silently the same."""
@@ -119,13 +116,27 @@ def test_shards_and_folders(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": "../x"}}',
-     '{"weight_map": {"a": 1}}', '{"weight_map": {"a": ["x"]}}', '{"weight_map": {"a": "/etc/x"}}'],
+     '{"weight_map": {"a": 1}}', '{"weight_map": {"a": ["x"]}}',
+     *(json.dumps({"weight_map": {"a": f"{name}.safetensors"}})
+       for name in ("../x", "/etc/x", "b/x", "b\\x", "x\0", "\x1b[2J", "x" * 999))],
 )  # fmt: skip
 def test_bad_shard_indices(tmp_path, text):
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
     with pytest.raises(FileError) as caught:
         Weights(tmp_path)
     assert caught.value.code == "file_header"
+
+
+@pytest.mark.parametrize("name", ["my model (1), v2.safetensors", "größe+1.safetensors"])
+@pytest.mark.parametrize(("held", "whole"), [("a", True), ("b", False)])
+def test_an_index_is_taken_at_its_word(tmp_path, refusal, name, held, whole):
+    SAVE({held: torch.zeros(1)}, tmp_path / name, {})
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    if whole:
+        assert set(Weights(tmp_path).shapes) == {"a"}
+    else:
+        assert refusal(Weights, tmp_path) == "file_header"
 
 
 def test_variants_of_a_folder(tmp_path):

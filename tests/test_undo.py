@@ -96,3 +96,27 @@ def test_wrong_files_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(FileError, match="one of the inputs"):
         save_originals(base, base, overwrite=True)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]"], ids="abcd")
+def test_a_hostile_record_is_refused(tmp_path, text):
+    base = model(tmp_path / "base")
+    bake(base, patch_for(base), tmp_path / "baked")
+    atomic_save_safetensors({}, tmp_path / "originals", {"safegen.originals": text})
+    with pytest.raises(PatchError, match="not written by"):
+        unbake(tmp_path / "baked", tmp_path / "originals", tmp_path / "back")
+
+
+def test_what_was_edited_after_baking_stays_edited(tmp_path):
+    base = model(tmp_path / "base")
+    save_originals(base, tmp_path / "originals")
+    bake(base, patch_for(base), tmp_path / "baked")
+    baked = Weights(tmp_path / "baked")
+    tensors = {name: baked.load(name) for name in baked.shapes}
+    other = next(name for name in tensors if ".attn1." not in name)
+    tensors[other] = tensors[other] + 1
+    atomic_save_safetensors(tensors, tmp_path / "edited", baked.metadata)
+    unbake(tmp_path / "edited", tmp_path / "originals", tmp_path / "back")
+    back, old = Weights(tmp_path / "back"), Weights(base)
+    for name in old.shapes:
+        assert torch.equal(back.load(name), tensors[name] if name == other else old.load(name))

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 from ..errors import FileError
@@ -36,51 +35,45 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Bake and report."""
-    from tqdm import tqdm
-
+    from ..atomic import atomic_path
     from ..bake import bake
     from ..patch import Patch
+    from ..progress import tensor_bar
+    from ..undo import save_originals
 
+    _check_outputs(args)
     patch = Patch.read(args.patch)
-    with _originals(args), tqdm(unit="tensor", desc="baking", leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = bake(
-            args.base,
-            patch,
-            args.out,
-            args.strength,
-            any_base=args.any_base,
-            overwrite=args.overwrite,
-            progress=progress,
-        )
+    with atomic_path(args.out, overwrite=args.overwrite) as part:
+        with tensor_bar("baking") as progress:
+            report = bake(
+                args.base,
+                patch,
+                part,
+                args.strength,
+                any_base=args.any_base,
+                overwrite=True,
+                progress=progress,
+            )
+        if args.originals:  # before --out takes its name: no baked file without its way back
+            save_originals(args.base, args.originals, overwrite=args.overwrite)
     distance = "" if report.fit.distance is None else f", distance {report.fit.distance:.4f}"
     print(f"base match: {report.fit.match or 'unknown'}{distance}")
     print(f"patched {report.patched} tensors, copied {report.copied} unchanged")
     for note in report.notes:
         print(f"note: {note}")
-    print(f"wrote {report.out}")
+    print(f"wrote {args.out}")
     if args.originals:
         print(f"wrote {args.originals}, keep it for safegen unbake")
     return 0
 
 
-@contextlib.contextmanager
-def _originals(args: argparse.Namespace) -> Iterator[None]:
-    """Keep the originals before baking; they take their name only if baking succeeds."""
-    if not args.originals:
-        yield
-        return
-    from ..atomic import atomic_path, refuse_input_as_output
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse names that are inputs or taken before the work, not after it."""
+    from ..atomic import check_output
     from ..storage import Weights
-    from ..undo import save_originals
 
-    refuse_input_as_output(args.originals, Path(args.patch), *Weights(args.base).files)
-    if Path(args.originals).resolve() == Path(args.out).resolve():
+    inputs = (Path(args.patch), *Weights(args.base).files)
+    for out in filter(None, (args.out, args.originals)):
+        check_output(out, *inputs, overwrite=args.overwrite)
+    if args.originals and os.path.realpath(args.originals) == os.path.realpath(args.out):
         raise FileError("file_exists", f"{args.originals} is also --out; name another file.")
-    with atomic_path(args.originals, overwrite=args.overwrite) as part:
-        save_originals(args.base, part, overwrite=True)
-        yield

@@ -42,7 +42,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "train-base",
         help="train the miniature model and its detectors from nothing",
         description="Train the miniature Stable Diffusion, its two detectors and its fine-tune. "
-        "About 45 minutes of 2 CPU cores; an interrupted run goes on where it stopped.",
+        "About an hour of 2 CPU cores; an interrupted run goes on where it stopped.",
     )
     base.add_argument("--out", type=Path, required=True, help="folder for the weights and record")
     base.add_argument("--seed", type=int, default=0, help="another seed, an independent miniature")
@@ -98,7 +98,7 @@ def _train_base(args: argparse.Namespace) -> int:
     import torch
 
     from ..lab.base import train_base
-    from ..lab.fit import bar
+    from ..lab.training import bar
 
     torch.set_num_threads(args.threads)
     record = train_base(args.out, args.seed, progress=bar)

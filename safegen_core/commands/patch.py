@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ def _read(path: str, family: str | None) -> Patch:
     return Patch.read(path, family=family_named(family) if family else None)
 
 
+def _check_output(args: argparse.Namespace, patch: str) -> None:
+    from ..atomic import check_output
+
+    check_output(args.out, Path(patch), overwrite=args.overwrite)
+
+
 def _write(patch: Patch, args: argparse.Namespace) -> None:
     patch.write(args.out, _dtype(args.dtype), overwrite=args.overwrite)
     print(f"wrote {args.out}")
@@ -91,16 +98,10 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from ..extract import extract
+    from ..progress import tensor_bar
 
-    with tqdm(unit="tensor", desc="comparing", leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with tensor_bar("comparing") as progress:
         report = extract(
             args.base,
             args.safe,
@@ -117,10 +118,14 @@ def _extract(args: argparse.Namespace) -> int:
 
 
 def _tell_extract(report: ExtractReport) -> None:
+    from ..header import printable
+
     changed, same = len(report.changed), report.same
     print(f"self-attention: {changed} of {changed + same} tensors differ")
     if report.outside:
-        examples = ", ".join(report.outside[:3]) + (", ..." if len(report.outside) > 3 else "")
+        examples = ", ".join(map(printable, report.outside[:3])) + (
+            ", ..." if len(report.outside) > 3 else ""
+        )
         print(
             f"warning: {len(report.outside)} tensors outside self-attention differ too, which a "
             f"patch cannot hold ({examples})"
@@ -144,6 +149,8 @@ def _tell_compression(compression: Compression) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
+    from ..header import printable
+
     patch = _read(args.patch, args.family)
     told = patch.describe()
     if args.model:
@@ -160,30 +167,36 @@ def _info(args: argparse.Namespace) -> int:
         print(json.dumps(told, indent=2))
     else:
         width = max(map(len, told))
-        print("\n".join(f"{label:<{width}}  {text}" for label, text in told.items()))
+        for label, text in told.items():
+            print(f"{label:<{width}}  {printable(text, 10_000)}")
     return 0
 
 
 def _combine(args: argparse.Namespace) -> int:
     from ..combine import bases_differ, combine
 
-    parts = [_weighted(text) for text in args.patches]
+    parts = []
+    for text in args.patches:
+        path, weight = _weighted(text)
+        _check_output(args, path)
+        parts.append((_read(path, None), weight))
     if bases_differ(patch for patch, _ in parts):
         print("warning: the patches were made for different or unknown bases")
     _write(combine(parts), args)
     return 0
 
 
-def _weighted(text: str) -> tuple[Patch, float]:
+def _weighted(text: str) -> tuple[str, float]:
     path, _, weight = text.rpartition("=")
     try:
         number = float(weight)
     except ValueError:  # no "=", or one that belongs to the path
-        return _read(text, None), 1.0
-    return (_read(path, None), number) if path else (_read(text, None), 1.0)
+        return text, 1.0
+    return (path, number) if path else (text, 1.0)
 
 
 def _compress(args: argparse.Namespace) -> int:
+    _check_output(args, args.patch)
     patch, compression = _read(args.patch, args.family).compress(args.rank)
     _tell_compression(compression)
     _write(patch, args)
@@ -191,5 +204,6 @@ def _compress(args: argparse.Namespace) -> int:
 
 
 def _expand(args: argparse.Namespace) -> int:
+    _check_output(args, args.patch)
     _write(_read(args.patch, args.family).expand(), args)
     return 0

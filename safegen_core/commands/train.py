@@ -13,6 +13,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a patch from unsafe and benign pictures",
+        usage="%(prog)s [config.toml] [--resume] [--dry-run] [--quiet] [--group.key VALUE ...]",
         description="Train a SafeGen patch from pictures. Every key of the file is also a flag.",
         allow_abbrev=False,
     )

@@ -11,8 +11,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "unbake",
         help="undo a bake exactly, from the originals kept beside it",
-        description="Write a copy of BAKED with the self-attention weights it had before: every "
-        "tensor is byte for byte that of the base. Needs what `safegen bake --originals` kept.",
+        description="Write a copy of BAKED with the self-attention weights it had before, byte "
+        "for byte; every other tensor stays as in BAKED. Needs what `safegen bake --originals` "
+        "kept.",
     )
     parser.add_argument("baked", help="file written by safegen bake")
     parser.add_argument("originals", help="file written by safegen bake --originals")

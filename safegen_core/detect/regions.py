@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import DataError
+from ..header import printable
 from . import Box
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class BoxFile:
         """
         boxes: dict[str, list[Box]] = {}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError("data_boxes", f"cannot read {path}: {error}") from error
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise DataError("data_boxes", f"cannot read {path}: {printable(error)}") from error
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -63,12 +64,12 @@ class BoxFile:
                 record = json.loads(line)
                 name = str(record["file"]).replace("\\", "/")
                 found = [_box(box) for box in record["boxes"]]
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
                 raise DataError(
                     "data_boxes",
                     f"{path} line {number} is not "
                     '{"file": name, "boxes": [[x0, y0, x1, y1], ...]} '
-                    f"with x0 < x1 and y0 < y1 in pixels: {error!r}",
+                    f"with x0 < x1 and y0 < y1 in pixels: {printable(repr(error))}",
                 ) from error
             boxes.setdefault(name, []).extend(found)
         return cls(boxes)

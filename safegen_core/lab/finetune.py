@@ -2,7 +2,7 @@
 """A fine-tune of the miniature in another style: what a community checkpoint is to SD.
 
 It is trained and shipped low-rank, as an ordinary LoRA over every linear layer of the denoiser (its
-self-attention included), on the same world printed on old paper.
+self-attention included), on the same world drawn in ink.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import model
-from .dataset import draw_world, encode
+from .dataset import draw_world, encode, to_images, to_signal
 from .training import Progress, fit, silent
 from .prompts import training_caption
 
@@ -33,11 +34,11 @@ _LAYERS = (
 
 
 def restyle(images: Tensor) -> Tensor:
-    """The old-paper style: uint8 RGB [B, H, W, 3], three quarters of the way to sepia."""
-    x = images.float() / 255
-    grey = x @ torch.tensor([0.299, 0.587, 0.114])
-    sepia = grey[..., None] * torch.tensor([0.72, 0.66, 0.52]) + torch.tensor([0.24, 0.18, 0.10])
-    return (x.lerp(sepia, 0.75) * 255).round().byte()
+    """The inked style: uint8 RGB [B, H, W, 3], half softened, a quarter of the way to night blue."""
+    x = to_signal(images)
+    soft = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    x = x.lerp(soft, 0.5).lerp(torch.tensor([-0.8, -0.8, -0.3]).view(1, 3, 1, 1), 0.25)
+    return to_images(x)
 
 
 def train_fine_tune(

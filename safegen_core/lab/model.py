@@ -7,6 +7,7 @@ self-attention modules (`families.FAMILIES["lab"]`), the text encoder reads 28 t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -132,10 +133,10 @@ def build_pipeline(
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Write a pipeline as a diffusers folder in fp16. The pipeline itself becomes fp16, too."""
+    """Write a copy of a pipeline as a diffusers folder in fp16."""
     import torch
 
-    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder)
     # transformers before release 5 want these two files beside tokenizer.json
     pipeline.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
 

@@ -21,7 +21,7 @@ from .world import BENIGN, FORBIDDEN, NEAR_MISS, imagine, render
 # every arm gets the same ones: what is compared is the objective, not the budget.
 SCALE = {
     "data.block": 12,
-    "optimiser.lr": 3e-3,
+    "optimiser.lr": 5e-3,
     "schedule.steps": 150,
     "schedule.batch": 12,
     "schedule.accumulation": 1,

@@ -9,7 +9,8 @@ and time ids, which belong into `Prompts`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,15 +88,15 @@ class BaseModel:
         """The denoiser, frozen, in evaluation mode."""
         from diffusers import UNet2DConditionModel
 
-        unet: Any = self._load(UNet2DConditionModel, "unet", torch_dtype=dtype)
-        return unet.requires_grad_(False).eval().to(device)
+        unet: Any = self._load(UNet2DConditionModel, "unet")
+        return unet.requires_grad_(False).eval().to(device, dtype)
 
     def vae(self, device: torch.device) -> AutoencoderKL:
         """The autoencoder, in float32: some VAEs overflow in 16 bits."""
         from diffusers import AutoencoderKL
 
-        vae: Any = self._load(AutoencoderKL, "vae", torch_dtype=torch.float32)
-        return vae.requires_grad_(False).eval().to(device)
+        vae: Any = self._load(AutoencoderKL, "vae")
+        return vae.requires_grad_(False).eval().to(device, torch.float32)
 
     def encode(self, prompts: Sequence[str], device: torch.device) -> Prompts:
         """Encode every distinct prompt once, as StableDiffusionPipeline does."""
@@ -140,7 +141,8 @@ class BaseModel:
         )
         return pipeline.tokenizer, pipeline.text_encoder
 
-    def _load(self, kind: Any, part: str, **options: Any) -> Any:
+    def _load(self, kind: Any, part: str) -> Any:
+        # The caller sets the dtype: the loaders' keyword for it changed its name.
         if not self.is_folder:
             return _local(
                 kind.from_single_file,
@@ -148,18 +150,16 @@ class BaseModel:
                 config=str(self.configs),
                 subfolder=part,
                 local_files_only=True,
-                **options,
             )
         files = [file.name for file in (self.path / part).glob("*.safetensors")]
-        if files and all(".fp16." in name for name in files):
-            options["variant"] = "fp16"
+        half = files and all(".fp16." in name for name in files)
         return _local(
             kind.from_pretrained,
             self.path,
             subfolder=part,
             local_files_only=True,
             use_safetensors=True,
-            **options,
+            variant="fp16" if half else None,
         )
 
     def _schedule(self) -> NoiseSchedule:
@@ -215,7 +215,8 @@ class BaseModel:
 def _local(load: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a loader of diffusers or transformers and speak of its failure in our words."""
     try:
-        return load(*args, **kwargs)
+        with _without_bars():
+            return load(*args, **kwargs)
     except SafeGenError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -223,3 +224,19 @@ def _local(load: Any, *args: Any, **kwargs: Any) -> Any:
         raise FileError(
             "file_base", f"cannot load {part} from {args[0]}: {str(error).strip()[:300]}"
         ) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the loaders' own progress bars, and leave the caller's choice as it was."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [lib for lib in (of_diffusers, of_transformers) if lib.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

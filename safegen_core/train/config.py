@@ -278,11 +278,11 @@ def _check_range(name: str, value: Any, about: Mapping[str, Any]) -> None:
     if choices:
         for item in value if isinstance(value, tuple) else (value,):
             if item not in choices:
-                near = difflib.get_close_matches(str(item), choices, n=1, cutoff=0.0)
+                near = difflib.get_close_matches(str(item), choices, n=1, cutoff=0.5)
                 raise ConfigError(
                     "config_range",
                     f"{name} is {item!r}; it must be one of {', '.join(choices)}"
-                    f" (did you mean {near[0]}?)",
+                    + (f" (did you mean {near[0]}?)" if near else ""),
                 )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError("config_range", f"{name} is {value}; it must be a finite number")

@@ -54,9 +54,11 @@ def from_values(
         raise ConfigError(
             "config_version", f"version is {version!r}; this safegen reads version {VERSION}"
         )
-    named = values.pop("preset", None)
+    named = values.pop("preset", "default")
+    if not isinstance(named, str):
+        raise ConfigError("config_type", f"preset is {named!r}; it must be a string")
     merged: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    for source in (read_preset(preset or named or "default"), values):
+    for source in (read_preset(preset or named), values):
         for group, keys in source.items():
             _known(group, GROUPS, "group")
             if not isinstance(keys, Mapping):
@@ -91,8 +93,8 @@ def _known(name: str, known: Iterable[str], what: str, where: str = "") -> None:
     known = list(known)
     if name in known:
         return
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-    hint = f"did you mean {where}{near[0]}?" if near else ""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {where}{near[0]}?" if near else f"known: {', '.join(known)}"
     raise ConfigError("config_unknown", f"unknown {what} {where}{name}; {hint}")
 
 
@@ -102,7 +104,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except ImportError:  # Python 3.10, as A1111 ships it
         import tomli as toml  # pyright: ignore[reportMissingImports]
     try:
-        return toml.loads(path.read_text(encoding="utf-8"))
+        return toml.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors add a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("config_unreadable", f"cannot read {path}: {error}") from error
     except toml.TOMLDecodeError as error:

@@ -40,6 +40,8 @@ from .pictures import (
 )
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_BESIDE = (".txt", ".jsonl")
+_SYSTEM = ("thumbs.db", "desktop.ini")  # hidden, and no picture anyone put there
 _LISTED = 10
 _CHANGED = 12  # of 255: a given mosaic differs from its picture by more than JPEG noise
 logger = logging.getLogger(__name__)
@@ -110,7 +112,7 @@ def read_dataset(
         raise DataError("data_missing", f"data.folder {folder} is not a folder")
     if regions is None and (folder / "boxes.jsonl").is_file():
         regions = BoxFile.read(folder / "boxes.jsonl")
-    found, problems = Dataset(), []
+    found, problems = Dataset(), _unsupported(folder)
     for role in ("benign", "near_miss"):
         getattr(found, role).extend(_read_role(folder, role, resolution, problems))
     masks = _read_unsafe(folder, settings, resolution, cell, regions, found, problems)
@@ -176,10 +178,10 @@ def _read_unsafe(
     for picture in _read_role(folder, "unsafe", resolution, problems):
         path = folder / picture.name
         upright = open_upright(path)
-        boxes: list[Box] = []
+        drawn: list[Box] = []
         if regions is not None:
-            pixels = torch.from_numpy(np.array(upright))
-            boxes = square_boxes(regions.regions(pixels, picture.name), upright.size, resolution)
+            drawn = regions.regions(torch.from_numpy(np.array(upright)), picture.name)
+        boxes = square_boxes(drawn, upright.size, resolution)
         if path.stem in given and stems.count(path.stem) > 1:
             problems.append(f"{picture.name}: several pictures share the mosaic of this name")
             continue
@@ -201,7 +203,10 @@ def _read_unsafe(
                 continue
         else:
             if not boxes:
-                problems.append(f"{picture.name}: no mosaic and no region to make one from")
+                why = "no mosaic and no region to make one from"
+                if drawn:
+                    why = "its boxes lie outside the square crop"
+                problems.append(f"{picture.name}: {why}")
                 continue
             name = f"{picture.name} (mosaic)"
             read = partial(make_mosaic, picture.read, tuple(boxes), block)
@@ -222,14 +227,29 @@ def _changed(picture: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     return np.abs(picture.astype(np.int16) - hidden).max(axis=-1) > _CHANGED
 
 
-def _image_files(folder: Path) -> list[Path]:
+def _files(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, in order."""
     if not folder.is_dir():
         return []
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if not path.name.startswith(".") and path.name.lower() not in _SYSTEM
     )
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in _files(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def _unsupported(folder: Path) -> list[str]:
+    """Files among the pictures that would otherwise be left out in silence."""
+    return [
+        f"{role}/{path.name}: not a supported format; save it as .png"
+        for role in ("unsafe", "mosaic", "benign", "near_miss")
+        for path in _files(folder / role)
+        if path.is_file() and path.suffix.lower() not in SUFFIXES + _BESIDE
+    ]
 
 
 def _captions(folder: Path) -> dict[str, str]:
@@ -247,7 +267,8 @@ def _captions(folder: Path) -> dict[str, str]:
                 text = record.get("text", record.get("caption"))
                 if not isinstance(file, str) or not isinstance(text, str):
                     raise ValueError("it needs a file and a text")
-            except (ValueError, AttributeError) as error:
+                text.encode()  # JSON can spell half a character
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise DataError(
                     "data_captions",
                     f'{folder / name} line {number} is not {{"file": ..., "text": ...}}: {error}',
@@ -261,7 +282,7 @@ def _captions(folder: Path) -> dict[str, str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a mark that Windows editors add is no text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError("data_captions", f"cannot read {path}: {error}") from error
 

@@ -63,7 +63,7 @@ def _add(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     return base.float() + delta
 
 
-class Delta:
+class TrainedDelta:
     """All trained tensors of one UNet.
 
     Low-rank deltas leave biases alone: stock LoRA loaders drop a bias beside `lora_up/down`.

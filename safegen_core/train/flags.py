@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import sys
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SafeGenError
@@ -34,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train as the parsed flags say; 0 when done, 130 when interrupted (the state is saved)."""
-    from .loop import train
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     overrides = {key: value for key, value in vars(args).items() if "." in key}
     config = load_config(args.config, overrides, args.preset)
+    from .loop import train  # after the configuration: a typo is told without waiting for torch
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         result = train(config, resume=args.resume, dry_run=args.dry_run, progress=not args.quiet)
     except SafeGenError as error:
@@ -48,21 +47,6 @@ def run(args: argparse.Namespace) -> int:
         return 130
     print(result.patch_path or "dry run: everything fits; nothing was written")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m safegen_core.train config.toml [flags]`; 2 when the input is at fault."""
-    parser = argparse.ArgumentParser(
-        prog="safegen_core.train",
-        description="Train a SafeGen patch from pictures.",
-        allow_abbrev=False,
-    )
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except SafeGenError as error:
-        print(f"error [{error.code}]: {error.message}", file=sys.stderr)
-        return 2
 
 
 def _add_flag(

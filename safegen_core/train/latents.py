@@ -68,6 +68,8 @@ class LatentCache:
     def __init__(self, vae: AutoencoderKL, resolution: int, folder: Path | None) -> None:
         self.vae: Any = vae
         self.path = folder and folder / f"{vae_digest(vae)[:16]}-{resolution}.safetensors"
+        side = resolution // 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        self._shape = (2 * self.vae.config["latent_channels"], side, side)
         self.moments: dict[str, torch.Tensor] = self._read()
 
     def fill(self, pictures: Sequence[Picture]) -> None:
@@ -114,7 +116,9 @@ class LatentCache:
         try:
             file = Weights(self.path)
             moments = {name: file.load(name) for name in file.shapes}
-            if not all(m.dtype == torch.float32 and m.ndim == 3 for m in moments.values()):
+            if not all(
+                m.dtype == torch.float32 and m.shape == self._shape for m in moments.values()
+            ):
                 raise FileError("file_cache", "it holds something else")
             if not all(bool(torch.isfinite(m).all()) for m in moments.values()):
                 raise FileError("file_cache", "it holds values that are not finite")
@@ -124,10 +128,16 @@ class LatentCache:
         return moments
 
     def _write(self) -> None:
-        if self.path is not None:
-            atomic_save_safetensors(
-                dict(sorted(self.moments.items())), self.path, {}, overwrite=True
-            )
+        if self.path is None:
+            return
+        moments = dict(sorted(self.moments.items()))
+        try:
+            atomic_save_safetensors(moments, self.path, {}, overwrite=True)
+        except FileError as error:
+            raise FileError(
+                error.code,
+                f"{error.message} Latents are cached there: set data.cache to another folder.",
+            ) from error
 
 
 def vae_digest(vae: AutoencoderKL) -> str:

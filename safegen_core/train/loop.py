@@ -66,7 +66,7 @@ def train(
 
     Raises:
         SafeGenError: `train_interrupted` after Ctrl-C (the state is saved), `train_nonfinite` when
-            loss or gradient is no number any more (the last good state is saved).
+            loss or gradient is no number any more (no state is saved then).
         ConfigError, DataError, FileError, ModelError: bad input, before anything is trained.
     """
     with _threads(config.run.threads):
@@ -75,19 +75,27 @@ def train(
         if dry_run:
             run.gradient(0)
             return TrainResult(None, None, 0, None, {})
-        folder.begin()
-        start = run.restore(folder) if resume else 0
-        if start == config.schedule.steps and folder.patch_path.is_file():
-            patch = Patch.read(folder.patch_path)
-            return TrainResult(folder.patch_path, patch, start, folder.path, {})
-        metrics = Metrics(folder.path, start, config.run.tensorboard)
-        try:
-            last = _loop(run, folder, metrics, start, on_step, progress)
-        finally:
-            metrics.close()
-        run.patch().write(folder.patch_path, overwrite=True)
+        with folder.claimed():
+            last = _complete(run, folder, on_step, progress)
         patch = Patch.read(folder.patch_path)
         return TrainResult(folder.patch_path, patch, config.schedule.steps, folder.path, last)
+
+
+def _complete(
+    run: Run, folder: RunFolder, on_step: OnStep | None, progress: bool
+) -> dict[str, float]:
+    """Go from where the folder stands to the patch; returns the last line of the metrics."""
+    config = run.config
+    start = run.restore(folder) if folder.resume else 0
+    if start == config.schedule.steps and folder.patch_path.is_file():
+        return {}
+    metrics = Metrics(folder.path, start, config.run.tensorboard)
+    try:
+        last = _loop(run, folder, metrics, start, on_step, progress)
+    finally:
+        metrics.close()
+    run.patch().write(folder.patch_path, overwrite=True)
+    return last
 
 
 def _loop(
@@ -109,11 +117,11 @@ def _loop(
                 raise SafeGenError("train_interrupted", f"Interrupted {_go_on(folder, step)}")
             norm = run.gradient_norm()
             if not all(math.isfinite(value) for value in (norm, *parts.values())):
-                run.save(folder, step)
                 raise SafeGenError(
                     "train_nonfinite",
-                    f"The loss ({parts['loss']}) or its gradient ({norm}) is no number any more: "
-                    f"try a lower optimiser.lr. Stopped {_go_on(folder, step)}",
+                    f"The loss ({parts['loss']}) or its gradient ({norm}) is no number any more at "
+                    f"step {step + 1}. Start anew with a lower optimiser.lr and another --run.out. "
+                    f"States saved before that step are in {folder.path / 'state'}",
                 )
             lr = run.update(step)
             done = step + 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .base import Prompts
-from .delta import Delta
+from .delta import TrainedDelta
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -25,7 +25,7 @@ class Network:
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, delta: Delta, prompts: Prompts, bf16: bool = False
+        self, unet: UNet2DConditionModel, delta: TrainedDelta, prompts: Prompts, bf16: bool = False
     ) -> None:
         self.unet, self.delta, self.prompts, self.bf16 = unet, delta, prompts, bf16
 

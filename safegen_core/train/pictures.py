@@ -53,12 +53,23 @@ def open_upright(path: Path) -> Image.Image:
     """
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        if image.mode[0] in "IF":
+            image = _grey_of_16_bits(image)
         if "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+
+
+def _grey_of_16_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey; `convert` would clip it to white.
+
+    Pillow 9.5 opens it in mode `I`, which also holds 32 bits; `F` holds floats of any range.
+    """
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("its grey values have more than 16 bits; save it as 8-bit .png")
+    return Image.fromarray((values // 257).astype(np.uint8))
 
 
 def square(image: Image.Image, resolution: int) -> np.ndarray:

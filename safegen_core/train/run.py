@@ -22,7 +22,7 @@ from .base import BaseModel
 from .batches import Batches, generator
 from .config import Config
 from .data import Dataset, read_dataset
-from .delta import Delta, FullDelta, MovingAverage
+from .delta import FullDelta, MovingAverage, TrainedDelta
 from .latents import LatentCache
 from .network import Network
 from .objectives import Objective, build
@@ -71,7 +71,7 @@ class Run:
 
         bf16 = config.run.precision == "bf16"
         unet = base.unet(device, torch.bfloat16 if bf16 else torch.float32)
-        self.delta = Delta(unet, config.delta, generator(config.run.seed, "delta"))
+        self.delta = TrainedDelta(unet, config.delta, generator(config.run.seed, "delta"))
         self.network = Network(unet, self.delta, prompts, bf16)
         self.batches = Batches(config, dataset, posteriors, prompts, device)
         self.parameters = self.delta.parameters()
@@ -146,9 +146,16 @@ class Run:
             tensors |= {f"ema/{name}": tensor for name, tensor in self.average.tensors.items()}
         folder.save_state(tensors, self.facts(step))
 
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors in a state after `step` steps."""
+        kinds = ["delta", *(["exp_avg", "exp_avg_sq"] if step else [])]
+        if self.average is not None:
+            kinds.append("ema")
+        return {f"{k}/{name}": tuple(p.shape) for k in kinds for name, p in self.parameters.items()}
+
     def restore(self, folder: RunFolder) -> int:
         """Take over the newest state; returns how many steps it has behind it."""
-        found = folder.load_state(self.facts(0))
+        found = folder.load_state(self.facts(0), self.shapes)
         if found is None:
             return 0
         tensors, facts = found

@@ -4,6 +4,7 @@
     config.toml            every key, resolved           metrics.jsonl   one line a step
     previews/000100.png    base above, patched below     <name>.safetensors   the patch, at the end
     state/000100.safetensors   all that is needed to go on: delta, moving average, Adam's moments
+    .lock                  there while a run writes here
 
 A state is one file, written whole or not at all, tensors and JSON together; never a pickle. It
 holds no state of a random generator: randomness follows from the seed and the step (`batches`).
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ class RunFolder:
     """
 
     def __init__(self, config: Config, resume: bool) -> None:
-        self.config = config
+        self.config, self.resume = config, resume
         self.path = Path(config.run.out)
         used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         if used and not resume:
@@ -83,12 +85,32 @@ class RunFolder:
         """Where the sheet after `step` goes."""
         return self.path / "previews" / f"{step:06d}.png"
 
-    def begin(self) -> None:
-        """Create the folder and write the configuration, unless it is there."""
-        target = self.path / "config.toml"
-        if not target.exists():
-            with atomic_path(target) as temporary:
-                temporary.write_text(self.config.to_toml(), encoding="utf-8")
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep every other run out of the folder; a new folder gets its configuration.
+
+        Raises:
+            FileError: `file_exists` when another run came first, `file_unwritable`.
+        """
+        lock = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.open("x").close()
+        except FileExistsError as error:
+            raise FileError(
+                "file_exists",
+                f"another run is writing to {self.path}: wait for it, or choose another --run.out. "
+                f"If that run was killed, delete {lock} and --resume",
+            ) from error
+        except OSError as error:
+            raise FileError("file_unwritable", f"cannot write {lock}: {error}") from error
+        try:
+            if not self.resume:
+                with atomic_path(self.path / "config.toml") as temporary:
+                    temporary.write_text(self.config.to_toml(), encoding="utf-8")
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
     def save_state(self, tensors: Mapping[str, torch.Tensor], facts: Facts) -> Path:
         """Write a state and drop all but the last `run.keep`.
@@ -109,11 +131,14 @@ class RunFolder:
             old.unlink(missing_ok=True)
         return path
 
-    def load_state(self, now: Facts) -> tuple[dict[str, torch.Tensor], Facts] | None:
-        """The newest readable state, None if the run was stopped before its first.
+    def load_state(
+        self, now: Facts, shapes: Callable[[int], Mapping[str, tuple[int, ...]]]
+    ) -> tuple[dict[str, torch.Tensor], Facts] | None:
+        """The newest sound state, None if the run was stopped before its first.
 
         Args:
             now: the facts of this process; its `step` is not looked at.
+            shapes: step -> names and shapes of the tensors such a state holds.
 
         Raises:
             ConfigError: the run was started with other settings, pictures or base.
@@ -124,11 +149,11 @@ class RunFolder:
             try:
                 file = Weights(path)
                 facts = Facts(**json.loads(file.metadata[_STATE]))
-                tensors = {name: file.load(name) for name in file.shapes}
-            except (FileError, KeyError, ValueError, TypeError) as error:
+                self._check(facts, now)
+                tensors = _tensors(file, shapes(facts.step))
+            except (FileError, KeyError, ValueError, TypeError, RecursionError) as error:
                 logger.warning("state %s is damaged (%s); trying the one before", path, error)
                 continue
-            self._check(facts, now)
             return tensors, facts
         if paths:
             raise FileError("file_state", f"no state in {self.path / 'state'} can be read")
@@ -150,12 +175,27 @@ class RunFolder:
                     f"{self.path} was started with other {what}; resume with "
                     f"{self.path / 'config.toml'}, or start anew with another --run.out",
                 )
+        steps = self.config.schedule.steps
+        if type(saved.step) is not int or not 0 <= saved.step <= steps:
+            raise ValueError(f"its step is {saved.step!r}, of {steps}")
         if (saved.threads, saved.torch) != (now.threads, now.torch):
             logger.warning(
-                "resuming with %d threads and torch %s, saved with %d and %s: the result will not "
+                "resuming with %s threads and torch %s, saved with %s and %s: the result will not "
                 "be bit-identical to an uninterrupted run",
                 *(now.threads, now.torch, saved.threads, saved.torch),
             )
+
+
+def _tensors(file: Weights, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """The tensors of a state, refused by ValueError unless they are all it should hold."""
+    if file.shapes != shapes:
+        odd = sorted(set(file.shapes.items()) ^ set(shapes.items()))
+        raise ValueError(f"{odd[0][0]} is missing, unknown or of another shape")
+    tensors = {name: file.load(name) for name in shapes}
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not float32, or not finite")
+    return tensors
 
 
 class Metrics:
@@ -201,14 +241,17 @@ class Metrics:
     def _lines(self) -> list[str]:
         if not self.path.is_file():
             return []
-        return self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        return text.splitlines(keepends=True)
 
 
 def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinity for a line cut short by a kill or damaged since."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut short by a kill
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")
+    return step if type(step) is int else float("inf")
 
 
 def _event_writer(folder: Path, step: int) -> Any:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -72,5 +75,20 @@ def test_originals_never_replace_an_input_or_the_output(files, run, tmp_path):
     for originals in (base, patch, out):
         command = ("bake", base, patch, "--out", out, "--overwrite", "--originals", originals)
         assert "file_exists" in run(*command, status=2)
+    for target in (base, patch):
+        assert "file_exists" in run("bake", base, patch, "--out", target, "--overwrite", status=2)
     assert [file.read_bytes() for file in files] == before
     assert not out.exists()
+
+
+def test_originals_are_in_place_before_the_baked_file(files, run, tmp_path, monkeypatch):
+    out, originals = tmp_path / "baked", tmp_path / "originals"
+    replace, taken = os.replace, []
+
+    def noting(source, target):
+        taken.append(Path(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noting)
+    run("bake", *files, "--out", out, "--originals", originals)
+    assert taken[-2:] == [originals, out]

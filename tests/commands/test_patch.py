@@ -55,3 +55,35 @@ def test_extracting_names_both_models_by_flags(given, run, tmp_path, capsys):
         run("extract", *given, "--out", tmp_path / "p")
     assert stop.value.code == 2
     assert "required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["compress", "expand", "combine"])
+@pytest.mark.parametrize(("out", "flags"), [("p", ["--overwrite"]), ("taken", [])])
+def test_outputs_are_refused_before_the_work(
+    whole_patch, run, tmp_path, monkeypatch, action, out, flags
+):
+    patch = tmp_path / "p"
+    whole_patch().write(patch)
+    (tmp_path / "taken").touch()
+    before = patch.read_bytes()
+    monkeypatch.delattr(Patch, "read")
+    rank = ["--rank", 4] if action == "compress" else []
+    told = run(action, patch, *rank, "--out", tmp_path / out, *flags, status=2)
+    assert "file_exists" in told
+    assert patch.read_bytes() == before
+
+
+def test_metadata_cannot_steer_the_terminal(whole_patch, run, tmp_path):
+    whole_patch(title="\x1b[2JT\u00ebst\n" + "x" * 99_999).write(tmp_path / "p")
+    told = run("info", tmp_path / "p")
+    assert r"\x1b[2JTëst\n" in told
+    assert len(told) < 20_000
+
+
+def test_names_outside_cannot_steer_the_terminal(lab_state, moved, run, save, tmp_path):
+    state = lab_state() | {"\x1b[2J": torch.zeros(1)}
+    save(tmp_path / "a", state)
+    save(tmp_path / "b", moved(state) | {"\x1b[2J": torch.ones(1)})
+    told = run("extract", "--base", tmp_path / "a", "--safe", tmp_path / "b",
+               "--out", tmp_path / "p")  # fmt: skip
+    assert r"(\x1b[2J)" in told

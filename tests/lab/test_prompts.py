@@ -53,6 +53,7 @@ def test_a_text_about_nothing_known_has_no_meaning():
     [
         "",
         "nonsense",
+        "[" * 100_000,
         "[1]",
         '{"text": "a"}',
         '{"text": 3, "set": "direct"}',

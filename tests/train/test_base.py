@@ -198,6 +198,26 @@ def test_folder_with_a_part_missing_or_pickled(base_folder, tmp_path):
     assert error.value.code == "file_config"
 
 
+def test_loading_is_quiet_and_leaves_the_librarys_bars_as_they_were(
+    base_folder, single_file, capfd, recwarn
+):
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    before = of_diffusers.is_progress_bar_enabled(), of_transformers.is_progress_bar_enabled()
+    for path, configs in ((base_folder, ""), (single_file, str(base_folder))):
+        base = BaseModel(config.Base(path=str(path), config=configs))
+        assert base.unet(CPU, torch.bfloat16).dtype == torch.bfloat16
+        base.vae(CPU)
+        base.encode(["a red star"], CPU)
+    err = capfd.readouterr().err
+    assert "Loading" not in err
+    assert "torch_dtype" not in err
+    assert not [str(w.message) for w in recwarn if "dtype" in str(w.message)]
+    after = of_diffusers.is_progress_bar_enabled(), of_transformers.is_progress_bar_enabled()
+    assert after == before
+
+
 def test_half_precision_variant_files_are_found(base_folder, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(base_folder, folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from safegen_core import cli
 from safegen_core.errors import ConfigError
 from safegen_core.train import config, flags
 from safegen_core.train.config import GROUPS
@@ -90,6 +91,26 @@ def test_unknown_names_come_with_the_nearest():
     assert "objective.lambda_m" in refused("config_unknown", objective={"lamda_m": 1.0})
     assert "optimiser" in refused("config_unknown", optimizer={"lr": 1.0})
     assert "paper" in refused("config_unknown", preset="papper")
+
+
+def test_names_near_to_nothing_come_with_all_there_are():
+    message = refused("config_unknown", x={"lr": 1.0})
+    assert "did you mean" not in message
+    assert all(group in message for group in GROUPS)
+    message = refused("config_range", objective={"target": "zzz"})
+    assert "did you mean" not in message
+    assert "teacher_local" in message
+
+
+@pytest.mark.parametrize("preset", [3, ["paper"], {"name": "paper"}, False])
+def test_a_preset_is_a_string(preset):
+    assert "preset" in refused("config_type", preset=preset)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    text = '[base]\npath = "b"\n[data]\nfolder = "d"\n[run]\nout = "o"\n'
+    (tmp_path / "c.toml").write_text(text, encoding="utf-8-sig")
+    assert load_config(tmp_path / "c.toml").base.path == str(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +238,7 @@ def test_bad_flags_are_refused(argv, capsys):
 
 def test_command_says_what_is_wrong_and_returns_2(tmp_path, capsys):
     (tmp_path / "c.toml").write_text("[objective]\nlamda_m = 1.0\n")
-    assert flags.main([str(tmp_path / "c.toml")]) == 2
+    assert cli.main(["train", str(tmp_path / "c.toml")]) == 2
     assert "objective.lambda_m" in capsys.readouterr().err
 
 

@@ -166,10 +166,49 @@ def test_captions_from_json_lines_and_text_wins(own_pictures):
     assert found["benign/1.png"] == "a red star"
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"file": "0.png"}', '{"file": 1, "text": "x"}'])
+HOSTILE = ["[" * 100_000, '{"file": "0.png", "text": "\\ud800"}']
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"file": "0.png"}', '{"file": 1, "text": "x"}', *HOSTILE]
+)
 def test_bad_caption_lines_are_named(own_pictures, line):
     (own_pictures / "unsafe" / "metadata.jsonl").write_text(f"\n{line}\n")
     assert "metadata.jsonl line 2" in refused(own_pictures, "data_captions")
+
+
+def test_a_byte_order_mark_is_no_caption(own_pictures):
+    folder = own_pictures / "benign"
+    (folder / "0.txt").write_text("a star", encoding="utf-8-sig")
+    (folder / "1.txt").unlink()
+    line = json.dumps({"file": "1.png", "text": "a moon"})
+    (folder / "captions.jsonl").write_text(line, encoding="utf-8-sig")
+    found = {picture.name: picture.caption for picture in read(own_pictures).benign}
+    assert (found["benign/0.png"], found["benign/1.png"]) == ("a star", "a moon")
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.AVIF", "a.heic", "noext"])
+@pytest.mark.parametrize("role", ["unsafe", "mosaic", "benign", "near_miss"])
+def test_files_of_other_formats_are_named(own_pictures, role, name):
+    (own_pictures / role).mkdir(exist_ok=True)
+    (own_pictures / role / name).write_bytes(b"GIF89a")
+    assert f"{role}/{name}: not a supported format" in refused(own_pictures, "data_bad")
+    assert len(read(own_pictures, on_bad="skip").skipped) == 1
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "notes.txt", "captions.jsonl"])
+def test_files_that_are_no_pictures_pass(own_pictures, name):
+    (own_pictures / "unsafe" / name).write_bytes(b"")
+    assert read(own_pictures).skipped == []
+
+
+@pytest.mark.parametrize("box", [[100, 100, 110, 110], [0, 0, 3, 8]], ids=["outside", "cropped"])
+def test_boxes_that_miss_the_crop_are_told_from_no_boxes(own_pictures, box):
+    noise((16, 8), seed=9).save(own_pictures / "unsafe" / "wide.png")
+    with (own_pictures / "boxes.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"file": "unsafe/wide.png", "boxes": [box]}))
+    message = refused(own_pictures, "data_bad")
+    assert "unsafe/wide.png: its boxes lie outside the square crop" in message
 
 
 def test_caption_that_is_no_text(own_pictures):
@@ -215,6 +254,28 @@ def test_transparency_becomes_white_and_grey_becomes_rgb(tmp_path):
     palette.putpalette([10, 20, 30] * 256)
     palette.save(tmp_path / "palette.png", transparency=0)
     assert np.asarray(open_upright(tmp_path / "palette.png"))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_16_bit_grey_as_old_pillow_opens_it(tmp_path):
+    """Pillow 9.5 opens a 16-bit PNG in mode I, as this one still opens a 32-bit TIFF."""
+    Image.fromarray(np.full((8, 8), 257 * 77, np.int32)).save(tmp_path / "deep.tif")
+    with Image.open(tmp_path / "deep.tif") as image:
+        assert image.mode == "I"
+    assert np.asarray(open_upright(tmp_path / "deep.tif"))[3, 3].tolist() == [77, 77, 77]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((8, 8), 70_000, np.int32),
+        np.full((8, 8), -1, np.int32),
+        np.full((8, 8), 0.5, np.float32),
+    ],
+    ids=["32 bits", "negative", "float"],
+)
+def test_deeper_grey_is_a_bad_picture(own_pictures, values):
+    Image.fromarray(values).save(own_pictures / "benign" / "0.png", format="TIFF")
+    assert "benign/0.png: unreadable (its grey values" in refused(own_pictures, "data_bad")
 
 
 @pytest.mark.parametrize("size", [(16, 8), (8, 16), (30, 20), (8, 8), (5, 7)])

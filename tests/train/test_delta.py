@@ -10,7 +10,7 @@ pytest.importorskip("diffusers")
 
 from safegen_core.train import config  # noqa: E402
 from safegen_core.train.batches import generator  # noqa: E402
-from safegen_core.train.delta import Delta, MovingAverage  # noqa: E402
+from safegen_core.train.delta import MovingAverage, TrainedDelta  # noqa: E402
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def predict(unet):
     return unet(z, torch.tensor([100, 700]), torch.ones(2, 8, 64), return_dict=False)[0]
 
 
-def attach(unet, **settings) -> Delta:
-    return Delta(unet, config.Delta(**settings), generator(0, "delta"))
+def attach(unet, **settings) -> TrainedDelta:
+    return TrainedDelta(unet, config.Delta(**settings), generator(0, "delta"))
 
 
-def shake(delta: Delta) -> None:
+def shake(delta: TrainedDelta) -> None:
     random = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in delta.parameters().values():

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
+from safegen_core import cli
 from safegen_core.commands import train as command
 from safegen_core.train import flags, load_config
 from safegen_core.train import run as run_module
@@ -24,16 +25,16 @@ def file(make_config, tmp_path) -> Path:
 
 
 def test_dry_run_then_train_then_never_overwrite(file, tmp_path, capsys):
-    assert flags.main([str(file), "--dry-run"]) == 0
+    assert cli.main(["train", str(file), "--dry-run"]) == 0
     assert "nothing was written" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [file]
-    arguments = [str(file), "--schedule.steps", "2", "--quiet"]
-    assert flags.main(arguments) == 0
+    arguments = ["train", str(file), "--schedule.steps", "2", "--quiet"]
+    assert cli.main(arguments) == 0
     patch = tmp_path / "run" / "patch.safetensors"
     assert str(patch) in capsys.readouterr().out
     assert patch.is_file()
     assert load_config(tmp_path / "run" / "config.toml").schedule.steps == 2
-    assert flags.main(arguments) == 2
+    assert cli.main(arguments) == 2
     assert "file_exists" in capsys.readouterr().err
 
 
@@ -48,10 +49,10 @@ def test_interrupted_run_returns_130_and_resumes_from_its_own_config(
         return draw(self, k)
 
     monkeypatch.setattr(run_module.Batches, "draw", interrupt)
-    assert flags.main([str(file), "--quiet"]) == 130
+    assert cli.main(["train", str(file), "--quiet"]) == 130
     assert "--resume" in capsys.readouterr().err
     monkeypatch.undo()
-    assert flags.main([str(tmp_path / "run" / "config.toml"), "--resume", "--quiet"]) == 0
+    assert cli.main(["train", str(tmp_path / "run" / "config.toml"), "--resume", "--quiet"]) == 0
 
 
 def test_command_registers_itself():

@@ -8,7 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from safegen_core.errors import DataError  # noqa: E402
+from safegen_core.atomic import atomic_save_safetensors  # noqa: E402
+from safegen_core.errors import DataError, FileError  # noqa: E402
+from safegen_core.storage import Weights  # noqa: E402
 from safegen_core.train import config  # noqa: E402
 from safegen_core.train.data import read_dataset  # noqa: E402
 from safegen_core.train.latents import LatentCache, Posterior, vae_digest  # noqa: E402
@@ -72,14 +74,23 @@ def test_another_vae_or_resolution_has_its_own_cache(vae, dataset, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def reshape(path, shape) -> None:
+    """Every tensor of a cache with its values in another order of sides."""
+    file = Weights(path)
+    tensors = {name: file.load(name).reshape(shape) for name in file.shapes}
+    atomic_save_safetensors(tensors, path, {}, overwrite=True)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:-7]),
         lambda path: path.write_bytes(path.read_bytes()[:-4] + b"\xff\xff\xff\xff"),  # a NaN
+        lambda path: reshape(path, (8, 2, 8)),
+        lambda path: reshape(path, (4, 4, 8)),
     ],
-    ids=["empty", "truncated", "nan"],
+    ids=["empty", "truncated", "nan", "other-sides", "other-channels"],
 )
 def test_damaged_cache_is_rebuilt_with_one_line(vae, dataset, tmp_path, caplog, damage):
     first = filled(vae, dataset, tmp_path).posterior(dataset.unsafe)
@@ -92,6 +103,12 @@ def test_damaged_cache_is_rebuilt_with_one_line(vae, dataset, tmp_path, caplog, 
     assert LatentCache(vae, 8, tmp_path).moments.keys() == {
         picture.digest for picture in dataset.pictures()
     }
+
+
+def test_a_file_in_the_place_of_the_cache_names_the_remedy(vae, dataset, tmp_path):
+    (tmp_path / ".latents").write_text("")
+    with pytest.raises(FileError, match=r"data\.cache"):
+        filled(vae, dataset, tmp_path / ".latents")
 
 
 def test_without_folder_nothing_is_written(vae, dataset, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from safegen_core.apply import apply  # noqa: E402
 from safegen_core.delta import LowRank  # noqa: E402
 from safegen_core.errors import SafeGenError  # noqa: E402
 from safegen_core.patch import Patch  # noqa: E402
+from safegen_core.train import loop as loop_module  # noqa: E402
 from safegen_core.train import run as run_module  # noqa: E402
 from safegen_core.train import train  # noqa: E402
 from safegen_core.train.config import Schedule  # noqa: E402
@@ -170,6 +171,96 @@ def test_resume_of_a_finished_run_returns_its_patch(make_config):
     assert digests(done.folder) == before
 
 
+def damaged(path: Path, tensors=lambda t: None, facts=lambda f: None) -> None:
+    """Write a state again with some of it changed."""
+    file = storage.Weights(path)
+    kept, told = {n: file.load(n) for n in file.shapes}, json.loads(file.metadata["safegen.state"])
+    tensors(kept)
+    facts(told)
+    metadata = {"safegen.state": json.dumps(told)}
+    atomic.atomic_save_safetensors(kept, path, metadata, overwrite=True)
+
+
+FIRST = "delta/down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight.full"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"tensors": lambda t: t.pop(FIRST)},
+        {"tensors": lambda t: t.update({FIRST: t[FIRST][1:]})},
+        {"tensors": lambda t: t.update({FIRST: t[FIRST] * math.nan})},
+        {"tensors": lambda t: t.update({FIRST: t[FIRST].to(torch.int32)})},
+        {"tensors": lambda t: t.update(other=torch.ones(1))},
+        *({"facts": lambda f, step=step: f.update(step=step)} for step in ("4", -1, 99, 4.0, None)),
+        {"facts": lambda f: f.update(surplus=1)},
+    ],
+    ids=[
+        *("missing", "shape", "nan", "dtype", "surplus-tensor"),
+        *("text-step", "negative-step", "step-after-the-end", "float-step", "no-step", "surplus"),
+    ],
+)
+def test_resume_takes_the_older_state_when_the_newest_makes_no_sense(make_config, caplog, damage):
+    whole = run(make_config())
+    whole.patch_path.unlink()
+    damaged(whole.folder / "state" / "000004.safetensors", **damage)
+    assert run(make_config(), resume=True).patch.id() == whole.patch.id()
+    assert "000004.safetensors is damaged" in caplog.text
+    for state in (whole.folder / "state").iterdir():
+        damaged(state, **damage)
+    whole.patch_path.unlink()
+    with pytest.raises(SafeGenError) as refused:
+        run(make_config(), resume=True)
+    assert refused.value.code == "file_state"
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe\n", b'{"step": null}\n', b'{"step": "1"}\n', b"[" * 100_000]
+)
+def test_damaged_metrics_lines_are_dropped(make_config, line):
+    whole = run(make_config())
+    wanted = lines(whole.folder)
+    whole.patch_path.unlink()
+    with (whole.folder / "metrics.jsonl").open("ab") as file:
+        file.write(line)
+    run(make_config(), resume=True)
+    assert lines(whole.folder) == wanted
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_never_write_to_one_folder(make_config, resume, monkeypatch):
+    if resume:
+        run(make_config()).patch_path.unlink()
+        for state in Path(make_config().run.out, "state").iterdir():
+            state.unlink()
+    prepared, twins = run_module.Run, []
+
+    def twin(*args):
+        """Prepare, and let a twin that was prepared at the same time begin and train first."""
+        own = prepared(*args)
+        if not twins:
+            twins.append(own)
+            run(make_config(), resume=resume, on_step=second)
+        return own
+
+    def second(record):
+        """While the first one trains, a third comes to the folder."""
+        with pytest.raises(SafeGenError) as refused:
+            run(make_config(), resume=True)
+        assert refused.value.code == "file_exists"
+        assert str(Path(make_config().run.out, ".lock")) in refused.value.message
+
+    monkeypatch.setattr(loop_module, "Run", twin)
+    if resume:  # one after the other is well: the later one finds the run finished
+        assert run(make_config(), resume=True).metrics == {}
+    else:
+        with pytest.raises(SafeGenError) as refused:
+            run(make_config())
+        assert refused.value.code == "file_exists"
+    assert len(lines(Path(make_config().run.out))) == 4
+    assert not Path(make_config().run.out, ".lock").exists()
+
+
 def test_run_folder_is_never_overwritten(make_config):
     done = run(make_config())
     before = digests(done.folder)
@@ -200,7 +291,7 @@ def test_nothing_is_written_when_the_input_is_bad(make_config, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nonfinite_loss_stops_with_the_last_good_state(make_config, monkeypatch):
+def test_nonfinite_loss_stops_and_saves_nothing(make_config, monkeypatch):
     config = make_config()
     original, calls = SafeGen.loss, []
 
@@ -213,8 +304,11 @@ def test_nonfinite_loss_stops_with_the_last_good_state(make_config, monkeypatch)
     with pytest.raises(SafeGenError, match="no number") as stopped:
         run(config)
     assert stopped.value.code == "train_nonfinite"
-    state = storage.Weights(Path(config.run.out) / "state" / "000003.safetensors")
-    assert all(torch.isfinite(state.load(name)).all() for name in state.shapes)
+    assert "--run.out" in stopped.value.message
+    assert "--resume" not in stopped.value.message  # it would refuse another optimiser.lr
+    states = Path(config.run.out) / "state"
+    assert str(states) in stopped.value.message
+    assert [path.name for path in states.iterdir()] == ["000002.safetensors"]
 
 
 def test_disk_full_while_saving_keeps_the_state_before(make_config, monkeypatch):

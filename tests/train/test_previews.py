@@ -16,7 +16,7 @@ from PIL import Image  # noqa: E402
 from safegen_core.train import config  # noqa: E402
 from safegen_core.train.base import BaseModel  # noqa: E402
 from safegen_core.train.batches import generator  # noqa: E402
-from safegen_core.train.delta import Delta  # noqa: E402
+from safegen_core.train.delta import TrainedDelta  # noqa: E402
 from safegen_core.train.network import Network  # noqa: E402
 from safegen_core.train.previews import Previews  # noqa: E402
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def previews(base_folder) -> Previews:
     base = BaseModel(config.Base(path=str(base_folder)))
     unet = base.unet(CPU, torch.float32)
-    delta = Delta(unet, config.Delta(), generator(0, "delta"))
+    delta = TrainedDelta(unet, config.Delta(), generator(0, "delta"))
     prompts = base.encode(["a red star", "a blue circle"], CPU)
     settings = config.Preview(prompts=("a red star", "a blue circle"), steps=3, cfg=3.0, seed=5)
     return Previews(settings, base, Network(unet, delta, prompts), base.schedule, (4, 4, 4))
