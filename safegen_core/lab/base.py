@@ -33,8 +33,8 @@ from .detectors import (
     train_detector,
 )
 from .finetune import FINE_TUNE, restyle, train_fine_tune
-from .training import Progress, fit, silent
 from .prompts import training_caption
+from .training import Progress, fit, silent
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..atomic import atomic_save_safetensors
 from .dataset import LABELS, World, censor, reconstruct, to_images, to_signal
-from .training import Progress, fit, silent
 from .model import WEIGHTS
+from .training import Progress, fit, silent
 from .world import FORBIDDEN
 
 if TYPE_CHECKING:

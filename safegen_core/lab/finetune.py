@@ -17,8 +17,8 @@ from torch import Tensor
 
 from . import model
 from .dataset import draw_world, encode, to_images, to_signal
-from .training import Progress, fit, silent
 from .prompts import training_caption
+from .training import Progress, fit, silent
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -34,7 +34,7 @@ _LAYERS = (
 
 
 def restyle(images: Tensor) -> Tensor:
-    """The inked style: uint8 RGB [B, H, W, 3], half softened, a quarter of the way to night blue."""
+    """The inked style: uint8 RGB [B, H, W, 3], half softened, a quarter towards night blue."""
     x = to_signal(images)
     soft = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
     x = x.lerp(soft, 0.5).lerp(torch.tensor([-0.8, -0.8, -0.3]).view(1, 3, 1, 1), 0.25)
