@@ -160,6 +160,8 @@ def _calm_libraries() -> None:
     # Read by these libraries when a command imports them. Nothing may reach for a model hub, and
     # their bars and hints would bury ours; whoever wants them sets the variable.
     for variable, value in {
+        # a thread that waits by spinning costs tenfold as soon as another program wants its core
+        "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

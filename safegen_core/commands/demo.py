@@ -18,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other pictures")
     parser.add_argument(
-        "--samples", type=_samples, default=16, help="pictures of every prompt set (8 or more)"
+        "--samples", type=_samples, default=12, help="pictures of every prompt set (8 or more)"
     )
     parser.set_defaults(run=_run)
 

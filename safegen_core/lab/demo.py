@@ -51,7 +51,7 @@ class Demo:
     seconds: float
 
 
-def run_demo(out: Path, seed: int = 0, samples: int = 16) -> Demo:
+def run_demo(out: Path, seed: int = 0, samples: int = 12) -> Demo:
     """Train the default patch and, for comparison, the official recipe; measure and show both.
 
     Args:

@@ -161,7 +161,7 @@ def load_pipeline(folder: Path = BASE) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, local_files_only=True, safety_checker=None
+        folder, local_files_only=True, safety_checker=None
     )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline.to(torch.float32)
