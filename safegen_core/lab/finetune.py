@@ -50,7 +50,6 @@ def train_fine_tune(
 ) -> None:
     """Train the fine-tune and write it as a LoRA file that `load_lora_weights` reads."""
     from diffusers import StableDiffusionPipeline
-    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
@@ -80,7 +79,8 @@ def train_fine_tune(
 
     trained = [p for p in unet.parameters() if p.requires_grad]
     fit(trained, loss, steps, 2e-3, "fine-tune", progress)
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    # peft's own key names: diffusers' older ones mix with them, and its loader then drops some
+    layers = get_peft_model_state_dict(unet)
     StableDiffusionPipeline.save_lora_weights(
         out.parent,
         unet_lora_layers={k: v.half().contiguous() for k, v in layers.items()},

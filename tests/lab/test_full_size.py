@@ -69,7 +69,11 @@ def test_extract_bake_unbake_and_apply_on_a_whole_checkpoint(tmp_path):
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_single_file(
-        base, config=configs, torch_dtype=torch.float16, local_files_only=True, safety_checker=None
+        base,
+        config=str(configs),
+        torch_dtype=torch.float16,
+        local_files_only=True,
+        safety_checker=None,
     )
     was = Fingerprint.of(pipeline)
     assert was.digest == Fingerprint.of(base).digest
