@@ -26,7 +26,7 @@ def test_the_default_patch_removes_the_concept_and_keeps_the_rest(pipeline, dete
     cells = bench.measure(pipeline, detectors, arms, asked, seed=5)
     base, ours = bench.summarise(cells)
     assert ours.removal.n == 64
-    assert ours.removal.value >= 0.7
+    assert ours.removal.value >= 0.6
     assert ours.kept["benign"].value >= base.kept["benign"].value - 0.15
     allowed = [c for c in cells if c.set == "benign" and c.arm.patch is not None]
     assert allowed[0].judgement.forbidden.mean() <= 0.05
