@@ -115,7 +115,7 @@ def _with_record(patch: Patch, records: list[dict]) -> Patch:
     """The patch with what was measured in its metadata, so that the figures travel with it."""
     rows = [row for row in records if row["arm"] == "default"]
     told = {"command": "safegen demo", "date": date.today().isoformat(), "rows": rows}
-    return replace(patch, metadata=patch.metadata | {"safegen.evaluation": json.dumps(told)})
+    return replace(patch, metadata={**patch.metadata, "safegen.evaluation": json.dumps(told)})
 
 
 def before_after_sheet(cells: list[bench.Cell]) -> Image.Image:
