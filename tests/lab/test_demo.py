@@ -22,9 +22,11 @@ from safegen_core.patch import Patch
 def test_the_demo_leaves_everything_it_names(tmp_path, monkeypatch):
     monkeypatch.setitem(patches.SCALE, "schedule.steps", 3)  # what it removes is tested elsewhere
     out = tmp_path / "a folder"
-    for _ in range(2):  # a second run replaces the first
-        found = demo.run_demo(out, samples=8)
+    (out / "training" / "default").mkdir(parents=True)  # what an earlier demo left is replaced
+    (out / "bench.md").write_text("stale")
+    found = demo.run_demo(out, samples=8)
     assert {path.name for path in out.iterdir()} == set(demo.WRITES)
+    assert "stale" not in (out / "bench.md").read_text()
     patch = Patch.read(found.patch)
     assert patch.family.name == "lab"
     assert {row["set"] for row in json.loads(patch.metadata["safegen.evaluation"])["rows"]} == set(
