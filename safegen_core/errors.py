@@ -56,3 +56,21 @@ class DataError(SafeGenError):
     """Training or evaluation data is missing, empty, corrupt or inconsistent."""
 
     prefix = "data_"
+
+
+class PictureError(SafeGenError):
+    """A picture cannot be judged: unreadable, too large, of an unknown shape, dtype or range."""
+
+    prefix = "picture_"
+
+
+class DetectorError(SafeGenError):
+    """A detector is missing, damaged, or failed while looking at pictures."""
+
+    prefix = "detector_"
+
+
+class PolicyError(SafeGenError):
+    """A policy cannot be read, or asks for something nobody here can tell."""
+
+    prefix = "policy_"

@@ -29,6 +29,7 @@ LAYERS = (
     {"apply", "bake", "extract", "undo"},
     {"detect", "sanitize", "policy"},
     {"guard"},
+    {"scan"},
     {"train"},
     {"evaluate"},
     {"lab"},

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a picture shows: the words every detector speaks.
 
-`censor` hides regions, `regions` says where they are; detectors themselves (the lab's own, NudeNet)
-implement `Detector` and live elsewhere.
+`pictures` takes whatever a host holds, `nudenet` and `classifier` are detectors (a `shelf` opens them
+by name), `censor` hides regions, and `regions` says where they are when someone else has drawn them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,14 +33,45 @@ class Detection:
     box: Box
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a detector sees in one picture.
+
+    Attributes:
+        scores: the strongest score of every label, 0..1, over all candidates and before any
+            suppression: what a decision rests on.
+        regions: where to draw, strongest first. A label may have none: a region has a floor.
+    """
+
+    scores: Mapping[str, float]
+    regions: tuple[Detection, ...]
+
+
 class Detector(Protocol):
-    """Pictures in, detections out; deterministic, for a batch of any size."""
+    """Pictures in, readings out; deterministic, for a batch of any size."""
+
+    @property
+    def name(self) -> str:
+        """The name a policy calls it by."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """Names model and settings: readings of equal ids are comparable."""
+        ...
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Every label this detector can report."""
         ...
 
-    def detect(self, images: torch.Tensor) -> list[list[Detection]]:
-        """Look at uint8 RGB pictures `[B, H, W, 3]` (0..255) and list what each one shows."""
+    def detect(self, images: Sequence[torch.Tensor]) -> list[Reading]:
+        """Look at pictures, each uint8 RGB `[H, W, 3]` (0..255) of any size.
+
+        Returns:
+            One reading a picture, in their order.
+
+        Raises:
+            DetectorError: the network failed, or answered what no such network answers.
+        """
         ...
