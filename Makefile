@@ -34,7 +34,8 @@ clean:
 
 .venv/installed-test: pyproject.toml constraints.txt
 	@$(call create,.venv)
-	.venv/bin/python -m pip install -c constraints.txt -e ".[train,dev]"
+	.venv/bin/python -m pip install -c constraints.txt -e ".[train,detect,dev]"
+	.venv/bin/python -m pip install --no-deps nudenet==3.4.2
 	@touch $@
 
 # Wheels of these releases exist up to Python 3.11.

@@ -8,7 +8,8 @@ if not exist .venv\Scripts\python.exe (
     py -3 -m venv .venv || goto :failed
 )
 echo Installing into .venv (torch makes the first time the longest step) ...
-.venv\Scripts\python.exe -m pip install -c constraints.txt -e ".[train,dev]" || goto :failed
+.venv\Scripts\python.exe -m pip install -c constraints.txt -e ".[train,detect,dev]" || goto :failed
+.venv\Scripts\python.exe -m pip install --no-deps nudenet==3.4.2 || goto :failed
 .venv\Scripts\ruff.exe check . || goto :failed
 .venv\Scripts\ruff.exe format --check . || goto :failed
 .venv\Scripts\pyright.exe --pythonpath .venv\Scripts\python.exe || goto :failed

@@ -25,6 +25,7 @@ from .errors import SafeGenError
 # Which extra of pyproject.toml brings a package; a test compares the two.
 EXTRA_OF = {
     "accelerate": "train",
+    "av": "detect",
     "cryptography": "sign",
     "diffusers": "train",
     "jinja2": "train",

@@ -87,9 +87,8 @@ class _Panel:
             shelf = default_shelf()
         self.policy = policy
         images = policy.images
-        limits = {label: rule.threshold for label, rule in images.labels.items()}
         self.detectors = [
-            shelf.open(name, resolution=images.resolution, limits=limits)
+            shelf.open(name, resolution=images.resolution, limits=images.limits)
             for name in images.detectors
         ]
         self.ids = tuple(detector.id for detector in self.detectors)

@@ -89,6 +89,11 @@ class Images:
     labels: Mapping[str, Rule] = field(hash=False)
     censor: Censor
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """The labels that count and the scores from which they do, as a detector wants them."""
+        return {label: rule.threshold for label, rule in self.labels.items()}
+
     @classmethod
     def of(cls, section: Section) -> Images:
         """Take the section out of a document; only `labels` is required.

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Look at every file of a walk, once, and keep what the guard says in a journal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from ..errors import FileError, PictureError, SafeGenError
+from ..guard import Verdict
+from . import quarantine
+from .ahead import ahead
+from .archive import Archive
+from .copies import MOST_PIXELS, Copies, plain, preview
+from .film import Film, Worst, result_of
+from .journal import Journal, Row
+from .kinds import START, kind_of
+from .media import Limits, Media, open_file, pillow_limits
+from .result import Result, failure
+from .walk import Walk
+
+AT_ONCE = 16
+"""Pictures the guard is given together."""
+
+# Larger pictures are decoded in their turn and judged alone, so that memory holds one of them.
+_SMALL = 2**24  # pixels
+_TOGETHER = 2**25  # pixels
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The guard, with the policy and detectors it was given.
+
+    Attributes:
+        release: a verdict a picture; never raises.
+        render: what may be shown of a picture under its verdict.
+    """
+
+    release: Callable[[list[Image.Image]], list[Verdict]]
+    render: Callable[[Image.Image, Verdict], Image.Image]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is done about a picture beside judging it.
+
+    Attributes:
+        limits: how much of a file is looked at.
+        copies: where censored copies go, or None.
+        previews: how many small censored pictures are kept for a report.
+        move_to: where flagged originals go, or None.
+        threads: that decode.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    copies: Copies | None = None
+    previews: int = 0
+    move_to: Path | None = None
+    threads: int = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who hears of progress.
+
+    Attributes:
+        found: of every picture that is not released, as it is decided.
+        progress: of the files done and the files in all.
+    """
+
+    found: Callable[[Result], None] = lambda result: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+def run(walk: Walk, journal: Journal, judge: Judge, wishes: Wishes, told: Told) -> None:
+    """Fill the journal's queue from the walk and empty it; then move what is to be moved.
+
+    Raises:
+        FileError: the journal or the disk failed. A picture's failure is a result.
+    """
+    for count, found in enumerate(walk, start=1):
+        journal.add(found)
+        if count % 1000 == 0:
+            journal.commit()
+            told.progress(0, count)
+    journal.filled()
+    for result in journal.results(attention=True):
+        told.found(result)
+    with pillow_limits(wishes.limits):
+        _Run(journal, judge, wishes, told).empty()
+    if wishes.move_to is not None:
+        _move_flagged(journal, wishes.move_to)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One picture, animation or video to be looked at; `read` opens it anew each time."""
+
+    row: Row
+    part: int
+    member: str | None
+    place: str
+    read: Callable[[], BinaryIO]
+
+
+@dataclass(frozen=True)
+class _End:
+    """Everything of a file has been looked at."""
+
+    row: Row
+    size: int
+    mtime_ns: int
+    archive: Archive | None = None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A still picture that waits for its verdict, or the reason why there is no picture."""
+
+    task: _Task
+    format: str
+    picture: Image.Image | SafeGenError
+
+
+class _Run:
+    def __init__(self, journal: Journal, judge: Judge, wishes: Wishes, told: Told) -> None:
+        self._journal = journal
+        self._judge = judge
+        self._wishes = wishes
+        self._told = told
+        self._batch: list[_Seen | _End] = []
+        self._previews = wishes.previews - journal.previews()
+        self._done, self._total = journal.size()
+
+    def empty(self) -> None:
+        """Work through the queue."""
+        self._told.progress(self._done, self._total)
+        for item, future in ahead(self._items(), self._start, self._wishes.threads):
+            if isinstance(item, _End):  # into the batch of its picture: done and decided at once
+                self._batch.append(item)
+                continue
+            if self._is_full():
+                self._flush()
+            self._take(item, future)
+        self._flush()
+
+    # -- what there is
+
+    def _items(self) -> Iterator[_Task | _End]:
+        for row in self._journal.queue():
+            try:
+                file = open_file(row.path)
+            except SafeGenError as error:
+                yield _Task(row, 0, None, row.place, partial(_refuse, error))
+                yield _End(row, 0, 0)
+                continue
+            seen = os.fstat(file.fileno())
+            if kind_of(file.read(START), row.path) == "zip":
+                yield from self._members(row, file, seen)
+            else:
+                file.close()
+                yield _Task(row, 0, None, row.place, partial(_open_same, row.path, seen))
+                yield _End(row, seen.st_size, seen.st_mtime_ns)
+
+    def _members(self, row: Row, file: BinaryIO, seen: os.stat_result) -> Iterator[_Task | _End]:
+        archive = None
+        try:
+            archive = Archive(file)
+        except SafeGenError as error:
+            yield _Task(row, 0, None, row.place, partial(_refuse, error))
+        for member in archive or ():
+            if not self._journal.knows(row.id, member.part):
+                place = f"{row.place}/{member.place}"
+                yield _Task(row, member.part, member.name, place, member.open)
+        yield _End(row, seen.st_size, seen.st_mtime_ns, archive)
+
+    def _start(self, item: _Task | _End) -> Media | None:
+        """In a thread: open, and decode what is small."""
+        if isinstance(item, _End):
+            return None
+        media = Media(item.read(), item.member or item.row.path, self._wishes.limits)
+        if media.still and media.pixels <= _SMALL:
+            media.load()
+        return media
+
+    # -- looking at it
+
+    def _take(self, task: _Task, future: Future[Media | None]) -> None:
+        try:
+            media = future.result()
+        except SafeGenError as error:
+            self._batch.append(_Seen(task, "", error))
+            return
+        assert media is not None  # only an _End has none
+        with media:
+            if not media.still or media.pixels > _SMALL:
+                self._flush()
+            if not media.still:
+                self._look_through(task, media)
+                return
+            try:
+                self._batch.append(_Seen(task, media.format, next(media.frames())))
+            except SafeGenError as error:
+                self._batch.append(_Seen(task, media.format, error))
+
+    def _is_full(self) -> bool:
+        seen = [entry.picture for entry in self._batch if isinstance(entry, _Seen)]
+        pictures = [picture for picture in seen if not isinstance(picture, SafeGenError)]
+        pixels = sum(picture.width * picture.height for picture in pictures)
+        return len(seen) >= AT_ONCE or pixels >= _TOGETHER
+
+    def _flush(self) -> None:
+        """Have everything that waits judged, and write it down."""
+        pictures = [
+            entry.picture
+            for entry in self._batch
+            if isinstance(entry, _Seen) and isinstance(entry.picture, Image.Image)
+        ]
+        verdicts = iter(self._judge.release(pictures) if pictures else ())
+        for entry in self._batch:
+            if isinstance(entry, _End):
+                self._finish(entry)
+            elif isinstance(entry.picture, SafeGenError):
+                task = entry.task
+                self._record(task, failure(task.row.path, task.member, entry.picture))
+            else:
+                self._judged(entry.task, entry.format, entry.picture, next(verdicts))
+        self._batch.clear()
+        self._journal.commit()
+        self._told.progress(self._done, self._total)
+
+    def _judged(self, task: _Task, format: str, picture: Image.Image, verdict: Verdict) -> None:
+        result = result_of(task.row.path, task.member, verdict, frames=1)
+        if verdict.cause == "detection" and (self._wishes.copies or self._previews > 0):
+            shown = plain(self._judge.render(picture, verdict))
+            result = self._with_preview(result, shown)
+            result = self._with_copy(task, result, format, lambda: Film([shown]))
+        self._record(task, result)
+
+    def _look_through(self, task: _Task, media: Media) -> None:
+        """Judge every frame; the weightiest verdict stands for the file."""
+        verdicts: list[Verdict] = []
+        worst = Worst()
+        cut: SafeGenError | None = None
+        frames = media.frames()
+        while cut is None:
+            chunk: list[Image.Image] = []
+            try:
+                for frame in frames:
+                    chunk.append(frame)
+                    if (
+                        len(chunk) == AT_ONCE
+                        or frame.width * frame.height * len(chunk) >= _TOGETHER
+                    ):
+                        break
+            except SafeGenError as error:
+                cut = error
+            if not chunk:
+                break
+            for frame, verdict in zip(chunk, self._judge.release(chunk), strict=True):
+                worst.weigh(len(verdicts), frame, verdict)
+                verdicts.append(verdict)
+        if cut is not None and not worst.is_detection:
+            self._record(task, failure(task.row.path, task.member, cut))
+            return
+        result = worst.result(task.row.path, task.member, len(verdicts), cut)
+        if worst.is_detection and self._previews > 0:
+            shown = plain(self._judge.render(worst.frame, worst.verdict))
+            result = self._with_preview(result, shown)
+        if worst.is_detection:
+            result = self._with_copy(
+                task, result, media.format, lambda: self._film(task, media.format, verdicts, cut)
+            )
+        self._record(task, result)
+
+    def _film(
+        self, task: _Task, format: str, verdicts: Sequence[Verdict], cut: SafeGenError | None
+    ) -> Film:
+        """The censored frames of an animation, read and rendered anew."""
+        if format == "VIDEO":
+            raise PictureError("picture_format", "Copies of videos are not written.")
+        if cut is not None:
+            raise PictureError("picture_frames", "It was not wholly looked at.")
+        frames: list[Image.Image] = []
+        durations: list[float] = []
+        with Media(task.read(), task.member or task.row.path, self._wishes.limits) as media:
+            for frame, verdict in zip(media.frames(), verdicts, strict=False):
+                frames.append(plain(self._judge.render(frame, verdict)))
+                durations.append(frame.info.get("duration", 0))
+                if sum(done.width * done.height for done in frames) > MOST_PIXELS:
+                    raise PictureError("picture_too_large", "It is too long to be written anew.")
+            if len(frames) != len(verdicts):
+                raise PictureError("picture_frames", "It was read differently a second time.")
+            return Film(frames, durations if any(durations) else [], media.loop)
+
+    # -- writing it down
+
+    def _with_preview(self, result: Result, shown: Image.Image) -> Result:
+        if self._previews <= 0:
+            return result
+        self._previews -= 1
+        return replace(result, preview=preview(shown))
+
+    def _with_copy(
+        self, task: _Task, result: Result, format: str, film: Callable[[], Film]
+    ) -> Result:
+        if self._wishes.copies is None:
+            return result
+        try:
+            made = film()
+            target = self._wishes.copies.write(
+                task.place, format, made.frames, made.durations, made.loop
+            )
+        except SafeGenError as error:
+            if error.code == "file_disk_full":
+                raise
+            return replace(result, note=f"No copy: {error.message}")
+        return replace(result, copy=str(target))
+
+    def _record(self, task: _Task, result: Result) -> None:
+        self._journal.record(task.row.id, task.part, result)
+        if result.action != "release":
+            self._told.found(result)
+
+    def _finish(self, end: _End) -> None:
+        ignored = 0
+        if end.archive is not None:
+            ignored = end.archive.ignored
+            end.archive.close()
+        self._journal.finish(end.row.id, end.size, end.mtime_ns, ignored)
+        self._done += 1
+
+
+def _open_same(path: str, seen: os.stat_result) -> BinaryIO:
+    file = open_file(path)
+    now = os.fstat(file.fileno())
+    if (now.st_size, now.st_mtime_ns) != (seen.st_size, seen.st_mtime_ns):
+        file.close()
+        raise FileError("file_changed", "It changed while it was looked at; check it again.")
+    return file
+
+
+def _refuse(error: SafeGenError) -> BinaryIO:
+    raise error
+
+
+def _move_flagged(journal: Journal, folder: Path) -> None:
+    for row, inside in journal.flagged_files():
+        if inside:
+            journal.remark(row.id, "Not moved: it lies in a ZIP.")
+        elif os.path.lexists(row.path):
+            try:
+                target = quarantine.free_name(folder, row.place)
+                journal.moved(row.id, str(target))
+                quarantine.move(row.path, target)
+            except SafeGenError as error:
+                if error.code == "file_disk_full":
+                    raise
+                journal.moved(row.id, None)
+                journal.remark(row.id, f"Not moved: {error.message}")
+    journal.commit()

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Content comes before names, except for ZIPs that begin with something else."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import pytest
+
+from safegen_core.scan.kinds import START, is_wanted, kind_of
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_picture_is_one_under_any_name(format):
+    image = pytest.importorskip("PIL.Image")
+    file = io.BytesIO()
+    image.new("RGB", (4, 4)).save(file, format=format)
+    for name in ("a", "a.png", "a.mp4", "a.txt"):
+        assert kind_of(file.getvalue()[:START], name) == "picture"
+
+
+def test_a_zip_is_one_under_any_name():
+    file = io.BytesIO()
+    zipfile.ZipFile(file, "w").close()
+    assert kind_of(file.getvalue()[:START], "a.png") == "zip"
+    assert kind_of(b"#!/bin/sh", "self-extracting.ZIP") == "zip"
+
+
+@pytest.mark.parametrize(
+    ("start", "name", "kind"),
+    [
+        (b"\0\0\0\x18ftypmp42", "a.png", "video"),
+        (b"\0\0\0\x18ftypavif", "a.mp4", "picture"),
+        (b"\x1aE\xdf\xa3", "a", "video"),
+        (b"RIFF\0\0\0\0AVI LIST", "a", "video"),
+        (b"unknown", "a.wmv", "video"),
+        (b"", "a.png", "picture"),
+    ],
+)
+def test_videos(start, name, kind):
+    assert kind_of(start, name) == kind
+
+
+def test_pictures_that_nobody_here_can_read_are_not_passed_over():
+    assert all(is_wanted(name) for name in ("a.HEIC", "a.jxl", "a.jp2", "a.mkv", "a.cbz"))
+    assert not any(is_wanted(name) for name in ("a.txt", "png", "a.png.txt", ".png"))
