@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a picture shows: the words every detector speaks.
 
-`pictures` takes whatever a host holds, `nudenet` and `classifier` are detectors (a `shelf` opens them
-by name), `censor` hides regions, and `regions` says where they are when someone else has drawn them.
+`pictures` takes whatever a host holds; `nudenet` and `classifier` are detectors, opened by name
+from a `shelf` and run by a `network`; `censor` hides regions, and `regions` says where they are when
+someone else has drawn them.
 """
 
 from __future__ import annotations

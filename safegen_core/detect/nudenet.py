@@ -2,9 +2,9 @@
 """NudeNet 3 as a detector: its ONNX file, without its Python package.
 
 The file is the user's own copy (the `nudenet` wheel, or a download); nothing of it is part of
-SafeGen. Its metadata says AGPL-3.0. The package around it is not used: it feeds files to the network
-in B, G, R order, finds nothing in floating-point pictures without a word, hides scores below 0.25
-and shows one label where a region carries two (docs/detectors.md).
+SafeGen. Its metadata says AGPL-3.0. The package around it is not used: it feeds pictures from files
+to the network in B, G, R order, finds nothing in floating-point pictures without a word, hides
+scores below 0.25 and shows one label where a region carries two (docs/detectors.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KNOWN = {
     "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f": "320n",
     "04fe3d77980780c1f8297dc6d7f942fd5b3abe6942a188f742a85241e4f634eb": "640m",
 }
-"""SHA-256 of the files NudeNet's v3.4 release holds; other exports work and are called by digest."""
+"""SHA-256 of the files in NudeNet's v3.4 release; other exports work and are called by digest."""
 
 FILE_NAMES = ("640m.onnx", "320n.onnx", "nudenet.onnx")
 """What a detectors folder may call the file, the most able first."""
@@ -47,10 +47,7 @@ def find_model(folders: Iterable[Path] = ()) -> Path:
     """
     folders = [*folders]
     searched = [*folders]
-    # Located, never imported: the package would bring OpenCV into the host.
-    spec = importlib.util.find_spec("nudenet")
-    if spec is not None and spec.submodule_search_locations:
-        searched += map(Path, spec.submodule_search_locations)
+    searched += _wheel()
     for folder in searched:
         for name in FILE_NAMES:
             if (folder / name).is_file():
@@ -62,6 +59,15 @@ def find_model(folders: Iterable[Path] = ()) -> Path:
         "nudenet (11 MB, AGPL-3.0; --no-deps leaves the host's packages alone), or put 320n.onnx "
         "or 640m.onnx into the detectors folder.",
     )
+
+
+def _wheel() -> list[Path]:
+    """The folder of the installed package: located, never imported, as that would load OpenCV."""
+    try:
+        spec = importlib.util.find_spec("nudenet")
+    except ValueError:  # somebody put a module without a spec in its place
+        return []
+    return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
 
 
 class NudeNet:

@@ -139,7 +139,9 @@ def _views_of_integers(pixels: Tensor) -> list[Tensor]:
 def _plain(array: np.ndarray) -> np.ndarray:
     """The array in a form torch takes without a warning or a refusal; a copy only if it must be."""
     if array.dtype.byteorder not in "=|" or array.dtype.itemsize > 8:
-        array = array.astype(np.float64 if array.dtype.kind == "f" else array.dtype.newbyteorder("="))
+        array = array.astype(
+            np.float64 if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+        )
     if any(stride < 0 for stride in array.strides) or not array.flags.writeable:
         array = array.copy()
     return array

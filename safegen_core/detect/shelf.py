@@ -71,8 +71,8 @@ class Shelf:
         if name not in self.names():
             raise DetectorError(
                 "detector_missing",
-                f"No detector is called {name!r}; here are: {', '.join(self.names())}. A classifier "
-                "needs its .onnx file and a .json beside it in the detectors folder.",
+                f"No detector is called {name!r}; there are: {', '.join(self.names())}. A "
+                "classifier needs its .onnx file and a .json beside it in the detectors folder.",
             )
         described = (folder / f"{name}.json" for folder in self._folders)
         return Classifier.open(next(filter(Path.is_file, described)), **self._how)

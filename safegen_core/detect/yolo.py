@@ -69,7 +69,9 @@ def letterbox(images: Sequence[Tensor], size: int) -> Tensor:
     """
     squares = torch.zeros(len(images), 3, size, size)
     for square, image in zip(squares, images, strict=True):
-        height, width = (max(1, round(side * size / max(image.shape[:2]))) for side in image.shape[:2])
+        height, width = (
+            max(1, round(side * size / max(image.shape[:2]))) for side in image.shape[:2]
+        )
         pixels = image.permute(2, 0, 1)[None]
         if (height, width) != tuple(image.shape[:2]):
             # uint8 in channels-last order takes torch's fast path, and rounds as Pillow does

@@ -48,7 +48,12 @@ class TestReading:
 
     def test_boxes_are_in_the_pictures_own_pixels(self, model):
         (reading,) = opened(model, 320).detect([picture(1280, 640, (255, 0, 0))])
-        assert reading.regions[0].box == (32, 32, 96, 96)  # 8..24 of 320, in a picture four times as large
+        assert reading.regions[0].box == (
+            32,
+            32,
+            96,
+            96,
+        )  # 8..24 of 320, in a picture four times as large
 
     def test_a_batch_of_mixed_sizes_is_each_picture_alone(self, model):
         images = [picture(10 * i + 5, 300, (80 * i, 255 - 80 * i, 130)) for i in range(4)]

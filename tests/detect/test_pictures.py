@@ -53,7 +53,7 @@ def saved(image, format, **options):
         Image.fromarray,
         lambda a: a.astype(np.float32) / 255,
         lambda a: a.astype(np.float64) / 255,
-        lambda a: (torch.from_numpy(a) / 255),
+        lambda a: torch.from_numpy(a) / 255,
         lambda a: (torch.from_numpy(a) / 255)[None],
         lambda a: (torch.from_numpy(a) / 255).half(),
         lambda a: a.astype(np.uint16) * 257,
@@ -175,7 +175,8 @@ class TestRefusals:
         assert seen.tolist() == [[[0, 128, 255]]]
 
     @pytest.mark.parametrize(
-        "shape", [(), (3,), (3, 8, 8), (8, 8, 2), (8, 8, 5), (2, 8, 8, 3), (0, 8, 3), (1, 1, 1, 8, 3)]
+        "shape",
+        [(), (3,), (3, 8, 8), (8, 8, 2), (8, 8, 5), (2, 8, 8, 3), (0, 8, 3), (1, 1, 1, 8, 3)],
     )
     def test_shapes(self, shape):
         assert code_of(torch.zeros(shape)) == "picture_shape"

@@ -22,8 +22,11 @@ def folder(tmp_path, tiny_yolo, tiny_classifier):
     tiny_yolo(tmp_path / "320n.onnx")
     tiny_classifier(tmp_path / "colours.onnx")
     described = {
-        **{"version": 1, "model": "colours.onnx", "size": 16},
-        **{"activation": "sigmoid", "labels": {"REDDISH": 0}},
+        "version": 1,
+        "model": "colours.onnx",
+        "size": 16,
+        "activation": "sigmoid",
+        "labels": {"REDDISH": 0},
     }
     (tmp_path / "colours.json").write_text(json.dumps(described))
     return tmp_path

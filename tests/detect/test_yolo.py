@@ -146,7 +146,9 @@ class TestLetterbox:
         assert letterbox([image], 32).amax(dim=(0, 2, 3)).tolist() == [1, 0, 0]
 
     def test_sizes_may_be_mixed_and_neighbours_do_not_matter(self):
-        images = [torch.randint(0, 256, (h, w, 3), dtype=torch.uint8) for h, w in [(9, 50), (64, 7)]]
+        images = [
+            torch.randint(0, 256, (h, w, 3), dtype=torch.uint8) for h, w in [(9, 50), (64, 7)]
+        ]
         together = letterbox(images, 32)
         for one, image in zip(together, images, strict=True):
             assert torch.equal(letterbox([image], 32)[0], one)
@@ -167,7 +169,9 @@ class TestLetterbox:
 
 
 class TestLabels:
-    @pytest.mark.parametrize("names", ["{0: 'CAT', 1: 'DOG'}", "['CAT', 'DOG']", "{1:'DOG',0:'CAT'}"])
+    @pytest.mark.parametrize(
+        "names", ["{0: 'CAT', 1: 'DOG'}", "['CAT', 'DOG']", "{1:'DOG',0:'CAT'}"]
+    )
     def test_as_exports_write_them(self, names):
         assert labels_of({"names": names}) == ("CAT", "DOG")
 

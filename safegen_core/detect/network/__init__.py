@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import DetectorError
-from ..header import printable
+from ...errors import DetectorError
+from ...header import printable
 from .onnx_file import OnnxFile
 from .onnxruntime_network import OnnxruntimeNetwork, accelerators, default_threads, runtime
 from .torch_network import TorchNetwork

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from safegen_core.detect.onnx_file import OnnxFile
-from safegen_core.detect.onnxruntime_network import OnnxruntimeNetwork, runtime
-from safegen_core.detect.torch_layers import Unsupported
-from safegen_core.detect.torch_network import TorchNetwork
+from safegen_core.detect.network.onnx_file import OnnxFile
+from safegen_core.detect.network.onnxruntime_network import OnnxruntimeNetwork, runtime
+from safegen_core.detect.network.torch_layers import Unsupported
+from safegen_core.detect.network.torch_network import TorchNetwork
 
 CPU = torch.device("cpu")
 RANDOM = np.random.default_rng(0)

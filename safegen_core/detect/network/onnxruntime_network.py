@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DetectorError
-from ..header import printable
+from ...errors import DetectorError
+from ...header import printable
 from .onnx_file import OnnxFile
 
 _log = logging.getLogger(__name__)

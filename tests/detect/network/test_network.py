@@ -13,7 +13,7 @@ import torch
 
 from safegen_core.detect import network
 from safegen_core.detect.network import close_networks, open_network
-from safegen_core.detect.onnxruntime_network import runtime
+from safegen_core.detect.network.onnxruntime_network import runtime
 
 BACKENDS = [
     "torch",

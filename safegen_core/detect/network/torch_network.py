@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import DetectorError
-from ..header import printable
+from ...errors import DetectorError
+from ...header import printable
 from .onnx_file import Node, OnnxFile, StoredTensor, Unread
 from .torch_layers import LAYERS
 from .torch_operators import OPERATORS, OPSETS, Attributes, Operator, Run, Unsupported

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from safegen_core.detect import onnxruntime_network
-from safegen_core.detect.onnx_file import OnnxFile
-from safegen_core.detect.onnxruntime_network import (
+from safegen_core.detect.network import onnxruntime_network
+from safegen_core.detect.network.onnx_file import OnnxFile
+from safegen_core.detect.network.onnxruntime_network import (
     PROVIDERS,
     OnnxruntimeNetwork,
     accelerators,

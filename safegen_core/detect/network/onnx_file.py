@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import DetectorError
-from ..header import printable
+from ...errors import DetectorError
+from ...header import printable
 from .protobuf import BYTES, FIXED32, FIXED64, Source, Span, decode_varints
 
 MAX_FILE = 2 << 30  # bytes; protobuf itself stops there

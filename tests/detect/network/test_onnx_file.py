@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safegen_core.detect import onnx_file
-from safegen_core.detect.onnx_file import OnnxFile, StoredTensor, Unread, Value
+from safegen_core.detect.network import onnx_file
+from safegen_core.detect.network.onnx_file import OnnxFile, StoredTensor, Unread, Value
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from safegen_core.detect import torch_network
-from safegen_core.detect.onnx_file import OnnxFile
-from safegen_core.detect.torch_network import TorchNetwork
+from safegen_core.detect.network import torch_network
+from safegen_core.detect.network.onnx_file import OnnxFile
+from safegen_core.detect.network.torch_network import TorchNetwork
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from safegen_core.detect import torch_operators
-from safegen_core.detect.onnx_file import OnnxFile
-from safegen_core.detect.onnxruntime_network import OnnxruntimeNetwork, runtime
-from safegen_core.detect.torch_network import TorchNetwork
+from safegen_core.detect.network import torch_operators
+from safegen_core.detect.network.onnx_file import OnnxFile
+from safegen_core.detect.network.onnxruntime_network import OnnxruntimeNetwork, runtime
+from safegen_core.detect.network.torch_network import TorchNetwork
 
 CPU = torch.device("cpu")
 X = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)

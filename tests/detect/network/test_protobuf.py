@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegen_core.detect import protobuf
-from safegen_core.detect.protobuf import Source, Span, decode_varints
+from safegen_core.detect.network import protobuf
+from safegen_core.detect.network.protobuf import Source, Span, decode_varints
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
