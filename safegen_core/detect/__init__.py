@@ -2,8 +2,8 @@
 """What a picture shows: the words every detector speaks.
 
 `pictures` takes whatever a host holds; `nudenet` and `classifier` are detectors, opened by name
-from a `shelf` and run by a `network`; `censor` hides regions, and `regions` says where they are when
-someone else has drawn them.
+from a `shelf` and run by a `network`; `censor` hides regions, and `regions` says where they are
+when someone else has drawn them.
 """
 
 from __future__ import annotations
