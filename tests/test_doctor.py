@@ -14,6 +14,7 @@ import pytest
 
 from safegen_core import __version__, cli
 from safegen_core.commands import doctor
+from safegen_core.place import Place, find_place
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,39 +23,6 @@ def make_pack(folder: Path) -> Path:
     (folder / "safegen_core").mkdir(parents=True)
     (folder / "safegen_core" / "__init__.py").touch()
     return folder
-
-
-@pytest.mark.parametrize(
-    ("within", "host"),
-    [
-        ("ComfyUI/custom_nodes/safegen", "ComfyUI"),
-        ("webui/extensions/sd-safegen", "A1111 family"),
-        ("webui/extensions-builtin/sd-safegen", "A1111 family"),
-        ("src/safegen", "none"),
-    ],
-)
-def test_the_host_is_told_from_the_folder(tmp_path, within, host):
-    place = doctor.find_place(make_pack(tmp_path / within))
-    assert place.host == host
-    assert place.host_folder == (None if host == "none" else tmp_path / Path(within).parts[0])
-
-
-def test_an_importable_comfyui_is_a_host(tmp_path, monkeypatch):
-    (tmp_path / "comfy_api").mkdir()
-    (tmp_path / "comfy_api" / "__init__.py").write_text("raise SystemExit('must not be imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    place = doctor.find_place(make_pack(tmp_path / "elsewhere"))
-    assert (place.host, place.host_folder) == ("ComfyUI", tmp_path)
-
-
-def test_patches_of_the_host_are_looked_for(tmp_path):
-    pack = make_pack(tmp_path / "custom_nodes" / "safegen")
-    assert doctor.find_place(pack).patch_folders == ()
-    (tmp_path / "models" / "safegen").mkdir(parents=True)
-    assert doctor.find_place(pack, (tmp_path,)).patch_folders == (
-        tmp_path,
-        tmp_path / "models" / "safegen",
-    )
 
 
 def test_patches_are_described_and_what_is_none_says_why(tmp_path):
@@ -71,7 +39,7 @@ def test_patches_are_described_and_what_is_none_says_why(tmp_path):
     }
     Patch.new(lab, deltas).write(tmp_path / "deep" / "a.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"not a patch")
-    broken, good = doctor.patches(doctor.find_place(ROOT, (tmp_path,)))
+    broken, good = doctor.patches(find_place(ROOT, (tmp_path,)))
     assert good == {
         "file": str(tmp_path / "deep" / "a.safetensors"),
         "family": "lab",
@@ -84,15 +52,15 @@ def test_patches_are_described_and_what_is_none_says_why(tmp_path):
 def test_two_packs_in_one_host_conflict(tmp_path):
     pack = make_pack(tmp_path / "custom_nodes" / "safegen")
     make_pack(tmp_path / "custom_nodes" / "old.disabled")
-    assert not [line for line in doctor.conflicts(doctor.find_place(pack)) if "pack" in line]
+    assert not [line for line in doctor.conflicts(find_place(pack)) if "pack" in line]
     second = make_pack(tmp_path / "custom_nodes" / "safegen-main")
-    found = [line for line in doctor.conflicts(doctor.find_place(pack)) if "pack" in line]
+    found = [line for line in doctor.conflicts(find_place(pack)) if "pack" in line]
     assert len(found) == 1
     assert str(second) in found[0]
 
 
 def test_a_second_importable_core_conflicts(tmp_path, monkeypatch):
-    place = doctor.find_place(ROOT)
+    place = find_place(ROOT)
     assert not [line for line in doctor.conflicts(place) if "second SafeGen" in line]
     other = make_pack(tmp_path / "site-packages")
     monkeypatch.syspath_prepend(other)
@@ -111,24 +79,22 @@ def make_distribution(folder: Path, name: str, version: str) -> None:
 def test_an_old_safetensors_is_named(tmp_path, monkeypatch, version, old):
     make_distribution(tmp_path, "safetensors", version)
     monkeypatch.syspath_prepend(tmp_path)
-    lines = doctor.conflicts(doctor.find_place(ROOT))
+    lines = doctor.conflicts(find_place(ROOT))
     assert any("older than 0.4.2" in line for line in lines) == old
 
 
 def test_stale_metadata_is_named(tmp_path, monkeypatch):
     make_distribution(tmp_path, "safegen", "0.0.1")
     monkeypatch.syspath_prepend(tmp_path)
-    lines = doctor.conflicts(doctor.find_place(ROOT))
+    lines = doctor.conflicts(find_place(ROOT))
     assert any("0.0.1" in line and __version__ in line for line in lines)
 
 
 def test_a_broken_part_is_reported_and_the_others_still_are():
-    def broken(place: doctor.Place) -> doctor.Facts:
+    def broken(place: Place) -> doctor.Facts:
         raise OSError("c10.dll is missing")
 
-    report = doctor.examine(
-        doctor.find_place(ROOT), (("Broken", broken), ("SafeGen", doctor.safegen))
-    )
+    report = doctor.examine(find_place(ROOT), (("Broken", broken), ("SafeGen", doctor.safegen)))
     assert report["Broken"] == {"failed": "OSError: c10.dll is missing"}
     assert report["SafeGen"]["version"] == __version__
 
@@ -143,7 +109,7 @@ def test_text_and_json_tell_the_same(capsys):
 
 
 def test_no_part_fails_here():
-    report = doctor.examine(doctor.find_place(ROOT))
+    report = doctor.examine(find_place(ROOT))
     assert {title: facts for title, facts in report.items() if "failed" in facts} == {}
 
 

@@ -20,7 +20,7 @@ CORE = ROOT / "safegen_core"
 # A new room needs a place here and in docs/architecture.md.
 LAYERS = (
     {"errors"},
-    {"families", "header", "progress"},
+    {"families", "header", "place", "progress"},
     {"atomic", "recognise", "storage"},
     {"coverage", "delta", "fingerprint"},
     {"compress", "patch_file"},
@@ -47,7 +47,7 @@ CORE_PACKAGES = {"torch", "safetensors", "numpy", "PIL", "tqdm"}
 # What a room asks for by itself, and only where it needs it: a host may lack these.
 LAZY = {("detect", "onnxruntime"), ("scan", "jinja2"), ("scan", "av")}
 ABOVE_CORE = {"train", "evaluate", "lab", "commands", "cli", "__main__"}
-LIGHT = {"errors", "families", "recognise", "commands", "cli", "__main__"}
+LIGHT = {"errors", "families", "place", "recognise", "commands", "cli", "__main__"}
 
 
 @dataclass(frozen=True)

@@ -191,13 +191,14 @@ def _judge(args: argparse.Namespace, policy: Policy) -> tuple[Judge, tuple[str, 
     from PIL import Image
 
     from .. import guard
-    from ..detect.shelf import Shelf
+    from ..detect.shelf import Shelf, named_folders
+    from ..place import find_place, own_folder
     from ..scan.run import Judge
 
-    folders = [*args.detectors]
-    folders += filter(None, os.environ.get("SAFEGEN_DETECTORS", "").split(os.pathsep))
     shelf = Shelf(
-        *folders,
+        *args.detectors,
+        *find_place(own_folder()).detector_folders,
+        *named_folders(),
         model=args.model,
         backend=args.backend,
         device=args.device,

@@ -17,13 +17,13 @@ import platform
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..errors import FileError, SafeGenError
 from ..families import FAMILIES
+from ..place import Place, find_place, importable_from, own_folder
 
 Facts = dict[str, Any] | list[Any]
 
@@ -43,39 +43,6 @@ PACKAGES = (
 
 # The oldest versions the core is tested with (`make oldest`).
 OLDEST = {"numpy": "1.26.2", "Pillow": "9.5.0", "safetensors": "0.4.2"}
-
-
-@dataclass(frozen=True)
-class Place:
-    """What is examined.
-
-    Attributes:
-        pack: the folder `safegen_core` lies in: the pack's own, or `site-packages`.
-        host: "ComfyUI", "A1111 family" or "none".
-        host_folder: the host's root, if known.
-        patch_folders: where patches are looked for, with subfolders.
-    """
-
-    pack: Path
-    host: str
-    host_folder: Path | None
-    patch_folders: tuple[Path, ...]
-
-
-def find_place(pack: Path, patch_folders: tuple[Path, ...] = ()) -> Place:
-    """Tell the host from the folder the pack lies in, else from what this Python can import."""
-    host, folder = "none", None
-    if pack.parent.name == "custom_nodes":
-        host, folder = "ComfyUI", pack.parent.parent
-    elif pack.parent.name in ("extensions", "extensions-builtin"):
-        host, folder = "A1111 family", pack.parent.parent
-    elif (comfy := _importable_from("comfy_api")) is not None:
-        host, folder = "ComfyUI", comfy
-    elif _importable_from("launch") and (webui := _importable_from("modules")):
-        host, folder = "A1111 family", webui
-    if folder is not None and (models := folder / "models" / "safegen").is_dir():
-        patch_folders = (*patch_folders, models)
-    return Place(pack, host, folder, patch_folders)
 
 
 def safegen(place: Place) -> Facts:
@@ -119,11 +86,19 @@ def packages(place: Place) -> Facts:
 
 
 def detectors(place: Place) -> Facts:
-    """Whether pictures can be checked; looked up, never imported."""
-    return {
-        name: "present" if importlib.util.find_spec(name) else "absent"
-        for name in ("onnxruntime", "nudenet")
-    }
+    """Whether pictures can be checked, and with what."""
+    from ..detect.nudenet import find_model
+    from ..detect.shelf import Shelf, named_folders
+
+    folders = [*place.detector_folders, *named_folders()]
+    runtime = importlib.util.find_spec("onnxruntime")
+    facts = {"run by": "onnxruntime" if runtime else "torch (onnxruntime would be faster on a CPU)"}
+    try:
+        facts["nudenet"] = str(find_model(folders))
+    except SafeGenError as error:
+        facts["nudenet"] = error.message
+    others = Shelf(*folders).names()[1:]
+    return {**facts, "others": ", ".join(others)} if others else facts
 
 
 def families(place: Place) -> Facts:
@@ -215,9 +190,7 @@ def run(args: argparse.Namespace) -> int:
     for folder in args.patches:
         if not folder.is_dir():
             raise FileError("file_missing", f"There is no folder {folder}. Check --patches.")
-    # Not resolved: a pack linked into a host still belongs to that host.
-    pack = Path(os.path.abspath(__file__)).parents[2]
-    report = _without_home(examine(find_place(pack, tuple(args.patches))))
+    report = _without_home(examine(find_place(own_folder(), tuple(args.patches))))
     print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else render(report))
     failed = any(isinstance(facts, dict) and "failed" in facts for facts in report.values())
     return 1 if failed or report["Conflicts"] else 0
@@ -242,7 +215,7 @@ def _second_core(place: Place) -> list[str]:
     """Other copies of safegen_core that this Python could import instead of this one."""
     own = (place.pack / "safegen_core").resolve()
     roots = [Path(entry or ".") / "safegen_core" for entry in sys.path]
-    if (installed := _importable_from("safegen_core")) is not None:
+    if (installed := importable_from("safegen_core")) is not None:
         roots.append(installed / "safegen_core")
     others = {root.resolve() for root in roots if (root / "__init__.py").is_file()} - {own}
     return [
@@ -290,16 +263,6 @@ def _numpy_torch_mismatch() -> list[str]:
     except RuntimeError as error:
         return [f"torch {torch.__version__} and numpy {_version('numpy')} do not match: {error}"]
     return []
-
-
-def _importable_from(module: str) -> Path | None:
-    """The folder from which this Python would import a top-level module, without importing it."""
-    spec = importlib.util.find_spec(module)
-    if spec is None:
-        return None
-    if spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations))).parent
-    return Path(spec.origin).parent if spec.origin else None
 
 
 def _version(distribution: str) -> str | None:

@@ -78,7 +78,12 @@ class Shelf:
         return Classifier.open(next(filter(Path.is_file, described)), **self._how)
 
 
+def named_folders() -> list[Path]:
+    """The folders in the environment variable SAFEGEN_DETECTORS, separated as in PATH."""
+    return [*map(Path, filter(None, os.environ.get("SAFEGEN_DETECTORS", "").split(os.pathsep)))]
+
+
 @cache
 def default() -> Shelf:
-    """The process-wide shelf: the folders in SAFEGEN_DETECTORS (separated as in PATH), if any."""
-    return Shelf(*filter(None, os.environ.get("SAFEGEN_DETECTORS", "").split(os.pathsep)))
+    """The process-wide shelf: `named_folders` and the installed NudeNet."""
+    return Shelf(*named_folders())

@@ -9,6 +9,9 @@ import json
 import math
 import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,7 +20,8 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 from safegen_core.errors import PolicyError
-from safegen_core.policy import PRESETS, Censor, Policy, Rule
+from safegen_core.policy import PRESETS, Censor, Images, Policy, Rule
+from safegen_core.policy.document import keys
 
 LEAST = {
     "version": 1,
@@ -377,3 +381,32 @@ def test_presets_in_order_of_strictness():
             assert tighter[label].threshold <= rule.threshold
     assert {rule.action for rule in strict.values()} == {"withhold"}
     assert all(0.2 <= rule.threshold <= 0.25 for rule in default.values())
+
+
+class TestThePage:
+    """docs/policy.md shows what this code does."""
+
+    PAGE = (Path(__file__).parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
+
+    def example(self):
+        return re.search(r"```json\n(.+?)```", self.PAGE, re.S)[1]
+
+    def test_the_example_is_a_policy(self):
+        assert Policy.from_values(json.loads(self.example())).images.labels
+
+    def test_the_command_gives_the_id(self, tmp_path):
+        file = tmp_path / "policy.json"
+        file.write_text(self.example(), encoding="utf-8")
+        program = re.search(r'python -c "(.+?)" policy.json', self.PAGE)[1]
+        done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True)
+        assert done.stdout.decode().strip() == Policy.read(file).id
+
+    def test_every_key_and_default_is_told(self):
+        told = dict(re.findall(r"^\| `([a-z._]+)` \|.+\| `?([^|]+?)`? \|$", self.PAGE, re.M))
+        style = {f"censor.{name}" for name in keys(Censor)}
+        assert set(told) >= style | (set(keys(Images)) - {"censor"})
+        images = Policy.from_values(LEAST).images
+        for name in ("agreement", "resolution"):
+            assert json.loads(told[name]) == getattr(images, name)
+        for name in ("kind", "shape", "grow", "feather"):
+            assert json.loads(told[f"censor.{name}"]) == getattr(images.censor, name)
