@@ -699,3 +699,56 @@ def test_grey_pictures_stay_grey(dtype, shape):
         assert verdict.action == "censor"
         assert same_kind(result, one)
         assert (torch.as_tensor(result).int() != torch.as_tensor(one).int()).any()
+
+
+# -- a verdict belongs to its picture ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("judged", [(0.1, 0.1), (0.5, 0.1)])
+def test_a_verdict_lets_no_other_picture_out(judged):
+    verdict = only(picture(*judged))
+    other = picture(*judged)
+    other[5, 5, 0] ^= 1
+    shown = render(other, verdict, POLICY)
+    assert len(torch.unique(shown.reshape(-1, 3), dim=0)) < 100  # a sign, not the noise
+
+
+def test_a_verdict_counts_under_its_own_policy_only():
+    other = policy(("A", 0.4, "censor"), ("B", 0.6, "censor"))
+    shown = render(picture(0.1, 0.1), only(picture(0.1, 0.1)), other)
+    assert len(torch.unique(shown.reshape(-1, 3), dim=0)) < 100
+
+
+class TestThoseWhoCannotEvenFail:
+    def test_a_detector_whose_name_raises(self):
+        class Nameless(Reader):
+            broken = False
+
+            @property
+            def name(self):
+                if self.broken:
+                    raise RuntimeError("no name")
+                return "reader"
+
+            @name.setter
+            def name(self, value):
+                pass
+
+            def detect(self, images):
+                self.broken = True
+                raise RuntimeError("no answer")
+
+        verdicts = release([picture(), picture()], shelf=Shelf(Nameless("A", "B")))
+        assert all(is_error(verdict, "detector_failed") for verdict in verdicts)
+
+    def test_an_exception_whose_code_raises(self):
+        class Mute(Exception):
+            @property
+            def code(self):
+                raise RuntimeError("no code")
+
+        class Failing(Reader):
+            def detect(self, images):
+                raise Mute("oh")
+
+        assert is_error(only(picture(), shelf=Shelf(Failing("A", "B"))), "detector_failed")

@@ -10,16 +10,18 @@ scores below 0.25 and shows one label where a region carries two (docs/detectors
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
 from ..errors import DetectorError
-from . import Reading
+from . import Detection, Reading
 from .network import Network
-from .yolo import decode, labels_of, letterbox
+from .yolo import FLOOR, decode, labels_of, letterbox
 
 Resolution = Literal[320, 640, "adaptive"]
 
@@ -32,8 +34,16 @@ KNOWN = {
 FILE_NAMES = ("640m.onnx", "320n.onnx", "nudenet.onnx")
 """What a detectors folder may call the file, the most able first."""
 
-UNCERTAIN = (0.4, 1.6)
-"""`adaptive` looks again, at 640, when at 320 a score lies between these shares of its limit."""
+REVISION = 1
+"""Part of every id: raise it whenever the same file and settings would give other readings."""
+
+CLEAR = 0.08
+"""`adaptive` looks again, at 640, unless every score at 320 is below this share of its limit. What
+is small in the picture barely shows at 320, hence so low a share (docs/bench/detect.md has others).
+A score above its limit is no reason to stop: there may be more to hide."""
+
+MOST_WINDOWS = 32
+"""A picture that takes more is refused; a strip of 33 times its width takes so many."""
 
 LIMIT = 0.25
 """The limit of a label when nobody has named one."""
@@ -76,11 +86,11 @@ class NudeNet:
     Args:
         network: the opened file.
         resolution: side the picture is scaled to, in pixels. 640 sees what is small in the picture
-            and costs four times as much; `adaptive` looks at 320 first, and at 640 as well when the
-            answer is uncertain: the second look can add to the first, never take back. A file
+            and costs four times as much; `adaptive` looks at 320 first, and at 640 as well unless
+            the answer is clear: the second look can add to the first, never take back. A file
             exported at one fixed size is used at that size.
-        limits: the labels someone decides on and the scores from which they count: what is
-            uncertain depends on them. None: all labels, from `LIMIT`.
+        limits: the labels someone decides on and the scores from which they count: what is clear,
+            and which regions are worth drawing, depends on them. None: all labels, from `LIMIT`.
     """
 
     name = "nudenet"
@@ -93,28 +103,48 @@ class NudeNet:
     ) -> None:
         self._network = network
         self.labels = labels_of(network.model.metadata)
-        self._limits = dict.fromkeys(self.labels, LIMIT) if limits is None else limits
+        self._limits = dict.fromkeys(self.labels, LIMIT) if limits is None else dict(limits)
+        # Whoever hides a label hides its weaker regions too, down to half the limit.
+        self._floors = {label: min(FLOOR, limit / 2) for label, limit in self._limits.items()}
         fixed = _fixed_size(network)
         self._size, self._closer = (fixed, None) if fixed else _sizes(resolution)
         mode = "adaptive" if self._closer else self._size
         digest = network.model.sha256
-        self.id = f"{self.name}-{KNOWN.get(digest, digest[:12])}@{mode}"
+        self.id = f"{self.name}-{KNOWN.get(digest, digest[:12])}@{mode}.{REVISION}"
 
     def detect(self, images: Sequence[Tensor]) -> list[Reading]:
-        """See `Detector`. Raises `detector_failed` or `detector_output`."""
+        """See `Detector`.
+
+        A long picture is seen through overlapping windows, each at most twice as long as wide.
+
+        Raises:
+            DetectorError: `detector_failed`, `detector_output`, or `detector_shape` for a picture
+                that is too long and thin to look at all of it.
+        """
+        windows = [windows_of(image.shape[0], image.shape[1]) for image in images]
+        parts = [
+            image[top:bottom, left:right]
+            for image, places in zip(images, windows, strict=True)
+            for left, top, right, bottom in places
+        ]
+        seen = iter(self._look_twice(parts))
+        return [
+            reduce(_stronger, [_moved(next(seen), left, top) for left, top, _, _ in places])
+            for places in windows
+        ]
+
+    def _look_twice(self, images: Sequence[Tensor]) -> list[Reading]:
         readings = self._look(images, self._size)
         if self._closer:
-            again = [i for i, reading in enumerate(readings) if self._is_uncertain(reading)]
+            again = [i for i, reading in enumerate(readings) if not self._is_clear(reading)]
             closer = self._look([images[i] for i in again], self._closer)
             for i, reading in zip(again, closer, strict=True):
                 readings[i] = _stronger(readings[i], reading)
         return readings
 
-    def _is_uncertain(self, reading: Reading) -> bool:
-        low, high = UNCERTAIN
-        return any(
-            low * limit <= reading.scores.get(label, 0.0) < high * limit
-            for label, limit in self._limits.items()
+    def _is_clear(self, reading: Reading) -> bool:
+        return all(
+            reading.scores.get(label, 0.0) < CLEAR * limit for label, limit in self._limits.items()
         )
 
     def _look(self, images: Sequence[Tensor], size: int) -> list[Reading]:
@@ -126,12 +156,47 @@ class NudeNet:
             batch = images[start : start + at_once]
             answer = self._network.run(letterbox(batch, size).to(self._network.device))
             shapes = [(image.shape[0], image.shape[1]) for image in batch]
-            readings += decode(answer, self.labels, shapes, size)
+            readings += decode(answer, self.labels, shapes, size, self._floors)
         return readings
 
 
+def windows_of(height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """`(left, top, right, bottom)` of parts that show a whole picture, none very long.
+
+    Scaled to fit a square, a comic strip would be a thread. Windows are twice as long as wide and
+    overlap by half, so that whatever is no longer than the picture is wide lies whole in one.
+
+    Raises:
+        DetectorError: `detector_shape` if that takes more than `MOST_WINDOWS`.
+    """
+    short, long = sorted((height, width))
+    if long <= 2 * short:
+        return [(0, 0, width, height)]
+    count = math.ceil(long / short) - 1
+    if count > MOST_WINDOWS:
+        raise DetectorError(
+            "detector_shape",
+            f"A picture of {width} x {height} pixels is too long and thin to look at all of it; "
+            "cut it into pieces.",
+        )
+    starts = [round(i * (long - 2 * short) / (count - 1)) for i in range(count)]
+    if height > width:
+        return [(0, start, width, start + 2 * short) for start in starts]
+    return [(start, 0, start + 2 * short, height) for start in starts]
+
+
+def _moved(reading: Reading, left: int, top: int) -> Reading:
+    """A reading of a window as one of the picture it was cut from."""
+    regions = []
+    for region in reading.regions:
+        x0, y0, x1, y1 = region.box
+        box = (x0 + left, y0 + top, x1 + left, y1 + top)
+        regions.append(Detection(region.label, region.score, box))
+    return Reading(reading.scores, tuple(regions))
+
+
 def _stronger(one: Reading, other: Reading) -> Reading:
-    """The strongest scores of two looks at one picture, and the regions of both."""
+    """The strongest scores of two looks at a picture, and the regions of both."""
     return Reading(
         scores={label: max(score, other.scores[label]) for label, score in one.scores.items()},
         regions=tuple(sorted(one.regions + other.regions, key=lambda region: -region.score)),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DetectorError
-from . import Box, Detection, Reading
+from . import Detection, Reading
 
 FLOOR = 0.1
 """Regions scoring less are not worth drawing; scores below it still count in `Reading.scores`."""
@@ -26,8 +26,8 @@ FLOOR = 0.1
 OVERLAP = 0.45
 """Two boxes of one label that overlap (IoU) more than this show the same thing."""
 
-MAX_CANDIDATES = 300
-"""Boxes a picture that enter suppression, the strongest first; ultralytics keeps as many."""
+MOST_REGIONS = 500
+"""A label with more regions than this in one picture is everywhere: none of them is drawn."""
 
 
 def labels_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -81,7 +81,11 @@ def letterbox(images: Sequence[Tensor], size: int) -> Tensor:
 
 
 def decode(
-    output: Tensor, labels: Sequence[str], sizes: Sequence[tuple[int, int]], size: int
+    output: Tensor,
+    labels: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    size: int,
+    floors: Mapping[str, float] | None = None,
 ) -> list[Reading]:
     """Read a network's answer.
 
@@ -90,6 +94,7 @@ def decode(
         labels: the C labels.
         sizes: `(height, width)` of each picture before the letterbox.
         size: side of the letterbox.
+        floors: the least score of a region, for labels where `FLOOR` would be too high.
 
     Raises:
         DetectorError: `detector_output` for an answer of another shape or range.
@@ -104,62 +109,54 @@ def decode(
     strongest = answer[:, 4:].max(axis=2)
     if not (np.isfinite(strongest).all() and 0 <= strongest.min() <= strongest.max() <= 1.001):
         raise DetectorError("detector_output", "The detector answered with scores outside 0..1.")
-    return [
-        Reading(
-            scores=dict(zip(labels, map(float, np.minimum(strongest[i], 1)), strict=True)),
-            regions=_regions(answer[i], strongest[i], labels, sizes[i], size),
-        )
-        for i in range(len(sizes))
-    ]
+    floor = [(floors or {}).get(label, FLOOR) for label in labels]
+    readings = []
+    for one, best, picture in zip(answer, strongest.clip(max=1), sizes, strict=True):
+        regions: list[Detection] = []
+        for c in np.flatnonzero(best >= floor):
+            regions += _regions(one, int(c), labels[c], floor[c], picture, size)
+        regions.sort(key=lambda region: -region.score)
+        readings.append(Reading(dict(zip(labels, map(float, best), strict=True)), tuple(regions)))
+    return readings
 
 
 def _regions(
-    answer: np.ndarray,
-    strongest: np.ndarray,
-    labels: Sequence[str],
-    picture: tuple[int, int],
-    size: int,
-) -> tuple[Detection, ...]:
-    present = np.flatnonzero(strongest >= FLOOR)
-    if not len(present):
-        return ()
-    scores = answer[4 + present]
-    which, anchors = np.nonzero(scores >= FLOOR)
-    found = scores[which, anchors]
-    order = np.argsort(-found, kind="stable")[:MAX_CANDIDATES]
-    which, found = present[which[order]], found[order]
-    boxes = _boxes(answer[:4, anchors[order]], picture, size)
-    return tuple(
-        Detection(labels[which[k]], min(1.0, float(found[k])), _as_box(boxes[k]))
-        for k in _survivors(boxes, which)
-    )
+    answer: np.ndarray, c: int, label: str, floor: float, picture: tuple[int, int], size: int
+) -> list[Detection]:
+    """The regions of label `c`, by greedy non-maximum suppression, the strongest first.
+
+    A region reaches around the boxes it suppresses: what is hidden is what any of them shows.
+    """
+    scores = answer[4 + c]
+    anchors = np.flatnonzero(scores >= floor)
+    anchors = anchors[np.argsort(-scores[anchors], kind="stable")]
+    boxes = _boxes(answer[:4, anchors], picture, size)
+    seen = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # some lie in the black beside the picture
+    boxes, scores = boxes[seen], scores[anchors[seen]]
+    found: list[Detection] = []
+    while len(boxes):
+        if len(found) == MOST_REGIONS:
+            return []
+        same = _overlap(boxes[0], boxes) > OVERLAP
+        same[0] = True
+        around = (*boxes[same, :2].min(axis=0), *boxes[same, 2:].max(axis=0))
+        x0, y0, x1, y1 = map(float, around)
+        found.append(Detection(label, min(1.0, float(scores[0])), (x0, y0, x1, y1)))
+        boxes, scores = boxes[~same], scores[~same]
+    return found
 
 
 def _boxes(centred: np.ndarray, picture: tuple[int, int], size: int) -> np.ndarray:
     """Centre, width and height `[4, K]` in the letterbox to corners `[K, 4]` in the picture."""
     height, width = picture
-    centre, half = centred[:2], centred[2:] / 2
+    centre, half = centred[:2].astype(np.float64), centred[2:].astype(np.float64) / 2
     corners = np.concatenate([centre - half, centre + half]).T * (max(height, width) / size)
     return corners.clip(0, (width, height, width, height))
 
 
-def _survivors(boxes: np.ndarray, which: np.ndarray) -> list[int]:
-    """Greedy non-maximum suppression within each label; boxes come strongest first."""
-    corner = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    other = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = (other - corner).clip(0).prod(axis=2)
+def _overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of one box `[4]` with each of `boxes` `[K, 4]`."""
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = sides.clip(0).prod(axis=1)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    same = which[:, None] == which[None, :]
-    covers = same & (shared > OVERLAP * (area[:, None] + area[None, :] - shared))
-    alive = area > 0
-    kept = []
-    for k in range(len(boxes)):
-        if alive[k]:
-            kept.append(k)
-            alive &= ~covers[k]
-    return kept
-
-
-def _as_box(corners: np.ndarray) -> Box:
-    x0, y0, x1, y1 = map(float, corners)
-    return (x0, y0, x1, y1)
+    return shared / ((box[2:] - box[:2]).prod() + area - shared)

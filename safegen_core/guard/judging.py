@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from ..errors import DetectorError, PictureError, PolicyError, SafeGenError
 from ..header import printable
 from ..policy import Policy
 from .findings import Looked, checked, decide, strongest
-from .verdict import Verdict, said, told_clear, told_detection, withheld
+from .verdict import Verdict, id_of, said, told_clear, told_detection, withheld
 
 AT_ONCE = 16
 """Pictures unpacked and looked at together; it keeps the memory flat over a film."""
@@ -130,7 +129,7 @@ class _Panel:
         findings = decide(looked, policy.images, height, width)
         scores = strongest(looked)
         return Verdict(
-            id=self._id_of(views),
+            id=id_of(self.policy, self.ids, views),
             action=findings[0].action if findings else "release",
             cause="detection" if findings else "clear",
             reason=told_detection(findings, policy) if findings else told_clear(scores, policy),
@@ -140,13 +139,6 @@ class _Panel:
             detectors=self.ids,
             size=(height, width),
         )
-
-    def _id_of(self, views: Sequence[Tensor]) -> str:
-        shape = tuple(views[0].shape)
-        digest = hashlib.sha256(repr((self.policy.id, self.ids, shape)).encode())
-        for view in views:
-            digest.update(view.contiguous().numpy().data)
-        return digest.hexdigest()[:12]
 
     def _check_labels(self) -> None:
         known = [label for detector in self.detectors for label in detector.labels]
@@ -178,14 +170,13 @@ def _look(detector: Detector, seen: Sequence[list[Tensor]]) -> list[list[Reading
         if len(readings) != len(flat):
             raise DetectorError(
                 "detector_output",
-                f"Detector {detector.name} answered for {len(readings)} pictures of {len(flat)}.",
+                f"A detector answered for {len(readings)} pictures of {len(flat)}.",
             )
     except Exception as error:
         if len(seen) > 1:  # one bad picture, or too many at once, must not lose the others
             return [_look(detector, [views])[0] for views in seen]
         return [
-            _known(error)
-            or DetectorError("detector_failed", f"Detector {detector.name} failed: {said(error)}.")
+            _known(error) or DetectorError("detector_failed", f"A detector failed: {said(error)}.")
         ]
     rest = iter(readings)
     return [[next(rest) for _ in views] for views in seen]
@@ -199,9 +190,12 @@ def _picture_error(error: Exception) -> SafeGenError:
 
 def _known(error: Exception) -> SafeGenError | None:
     """One of ours, in this copy of the core or in another, as an error of this copy."""
-    code, message = getattr(error, "code", None), getattr(error, "message", None)
     if isinstance(error, SafeGenError):
         return error
+    try:
+        code, message = getattr(error, "code", None), getattr(error, "message", None)
+    except Exception:  # an exception of somebody's that cannot even be asked
+        return None
     if isinstance(code, str) and isinstance(message, str):
         return SafeGenError(code, message)
     return None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..detect import censor, pictures
 from ..policy import Policy
-from .verdict import Verdict, said
+from .verdict import Verdict, id_of, said
 
 UNKNOWN_SIZE = (512, 512)
 """Height and width of the sign for something that has none."""
@@ -37,7 +37,8 @@ def render(
     """What may leave the host under a verdict.
 
     Never raises for anything about the picture, the verdict or the policy, and never gives pixels
-    that the verdict hides: whatever goes wrong gives the sign.
+    that the verdict hides: whatever goes wrong gives the sign. So does a picture that is not, pixel
+    by pixel, the one that was judged, and a policy that is not the one it was judged by.
 
     Args:
         picture: the one that was judged, as `detect.pictures.split` gave it.
@@ -51,23 +52,21 @@ def render(
         same size.
     """
     try:
-        if verdict.action == "release" and verdict.cause == "clear":
-            if _size(picture) == tuple(verdict.size or ()):
-                return picture
-            raise ValueError("the verdict is not about this picture")
-        if verdict.action == "censor" and verdict.cause == "detection":
-            return _censored(picture, verdict, Policy.open(policy))
+        if (verdict.action, verdict.cause) in (("release", "clear"), ("censor", "detection")):
+            opened = Policy.open(policy)
+            seen = pictures.views(picture)
+            if id_of(opened, verdict.detectors, seen) != verdict.id:
+                raise ValueError("the verdict is about another picture or policy")
+            return picture if verdict.released else _censored(picture, seen, verdict, opened)
     except Exception as error:  # fail closed: the sign, whatever it was
         _log.warning("a picture could not be rendered, a sign stands for it: %s", said(error))
     return _sign(picture, verdict)
 
 
-def _censored(picture: Any, verdict: Verdict, policy: Policy) -> Any:
-    seen = pictures.views(picture)
-    height, width, _ = seen[0].shape
+def _censored(picture: Any, seen: list[Tensor], verdict: Verdict, policy: Policy) -> Any:
     boxes = [box for finding in verdict.findings for box in finding.boxes]
-    if (height, width) != tuple(verdict.size or ()) or not boxes:
-        raise ValueError("the verdict is not about this picture")
+    if not boxes:
+        raise ValueError("the verdict does not say where")
     style = censor.Style(**asdict(policy.images.censor))
     own = _own_pixels(picture)
     if own is None:  # not to be computed in, or transparent: shown is what was looked at

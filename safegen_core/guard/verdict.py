@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from torch import Tensor
 
 from ..detect import Box
 from ..header import printable
@@ -98,6 +101,20 @@ def withheld(
         detectors=tuple(detectors),
         size=size,
     )
+
+
+def id_of(policy: Policy, detectors: Sequence[str], views: Sequence[Tensor]) -> str:
+    """The id of a judged picture's verdict: policy, detectors and every pixel make it.
+
+    Args:
+        policy: what it was judged by.
+        detectors: ids of who looked.
+        views: the picture as `detect.pictures.views` gives it.
+    """
+    digest = hashlib.sha256(repr((policy.id, *detectors, tuple(views[0].shape))).encode())
+    for view in views:
+        digest.update(view.contiguous().numpy().data)
+    return digest.hexdigest()[:12]
 
 
 def said(error: Exception) -> str:

@@ -6,12 +6,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numpy")
+
+from hypothesis import assume, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
 from safegen_core.detect import nudenet  # noqa: E402
 from safegen_core.detect.network import open_network  # noqa: E402
@@ -56,7 +60,7 @@ class TestReading:
         )  # 8..24 of 320, in a picture four times as large
 
     def test_a_batch_of_mixed_sizes_is_each_picture_alone(self, model):
-        images = [picture(10 * i + 5, 300, (80 * i, 255 - 80 * i, 130)) for i in range(4)]
+        images = [picture(90 * i + 15, 300, (80 * i, 255 - 80 * i, 130)) for i in range(4)]
         detector = opened(model)
         assert detector.detect(images) == [detector.detect([image])[0] for image in images]
 
@@ -86,10 +90,10 @@ class TestResolution:
     def test_adaptive_looks_again_when_uncertain(self, model):
         assert self.red(model, "adaptive") == self.red(model, 640)
 
-    def test_uncertain_is_what_lies_near_its_limit(self, model):
+    def test_clear_is_what_lies_far_below_its_limit(self, model):
         once = self.red(model, 320)
-        for limit, again in [(once / 0.4, True), (once / 1.5, True), (once / 0.3, False)]:
-            found = self.red(model, "adaptive", limits={"RED": limit})
+        for share, again in [(1.01, True), (4.0, True), (0.99, False)]:
+            found = self.red(model, "adaptive", limits={"RED": once / (nudenet.CLEAR * share)})
             assert found == self.red(model, 640 if again else 320)
 
     def test_what_nobody_decides_on_is_not_looked_at_again(self, model):
@@ -108,17 +112,25 @@ class TestResolution:
         scores = [region.score for region in both.regions]
         assert scores == sorted(scores, reverse=True)
 
-    @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 0, 0)])
-    def test_adaptive_looks_once_when_sure(self, model, colour, monkeypatch):
+    @pytest.mark.parametrize(("colour", "looks"), [((0, 0, 0), [320]), ((255, 0, 0), [320, 640])])
+    def test_adaptive_looks_once_at_what_is_clear(self, model, colour, looks, monkeypatch):
+        # what is found for certain is looked at again too: there may be more of it to hide
         seen = []
         decode = nudenet.decode
         monkeypatch.setattr(nudenet, "decode", lambda *a: seen.append(a[3]) or decode(*a))
         opened(model, "adaptive").detect([picture(640, 640, colour)])
-        assert seen == [320]
+        assert seen == looks
+
+    def test_regions_are_drawn_down_to_half_of_a_low_limit(self, model):
+        grey = picture(320, 320, (95, 0, 0))  # scores 0.07
+        (reading,) = opened(model, 320, {"RED": 0.1}).detect([grey])
+        assert 0.05 < reading.scores["RED"] < 0.1
+        assert reading.regions
+        assert not opened(model, 320, {"RED": 0.2}).detect([grey])[0].regions
 
     def test_a_file_of_one_size_is_used_at_that_size(self, tmp_path, tiny_yolo):
         fixed = opened(tiny_yolo(tmp_path / "fixed.onnx", size=256, batch=1))
-        assert fixed.id.endswith("@256")
+        assert fixed.id.endswith(f"@256.{nudenet.REVISION}")
         assert len(fixed.detect([picture(), picture(30, 80)])) == 2
 
     @pytest.mark.parametrize("wrong", [0, 480, "640", None, True])
@@ -128,16 +140,58 @@ class TestResolution:
         assert caught.value.code == "detector_resolution"
 
 
+class TestLongPictures:
+    @pytest.mark.parametrize("size", [(800, 8000), (8000, 800), (512, 1100), (3, 90)])
+    def test_a_panel_anywhere_in_a_strip_is_seen_where_it_is(self, model, size):
+        height, width = size
+        short, long = sorted(size)
+        for start in (0, long // 3, long - short):
+            image = picture(height, width)
+            window = slice(start, start + short)
+            panel = image[window] if height > width else image[:, window]
+            panel[...] = torch.tensor([255, 0, 0])
+            (reading,) = opened(model, 320, {"RED": 0.25}).detect([image])
+            assert reading.scores["RED"] > 0.99
+            assert reading.regions
+            for region in reading.regions:
+                x0, y0, x1, y1 = region.box
+                assert 0 <= x0 < x1 <= width
+                assert 0 <= y0 < y1 <= height
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.integers(1, 3000), st.integers(1, 3000))
+    def test_windows_show_everything_and_overlap(self, height, width):
+        short, long = sorted((height, width))
+        assume(long <= 33 * short)
+        windows = nudenet.windows_of(height, width)
+        assert len(windows) <= nudenet.MOST_WINDOWS
+        ends = [(w[1], w[3]) if height > width else (w[0], w[2]) for w in windows]
+        assert ends[0][0] == 0
+        assert ends[-1][1] == long
+        for (_, end), (start, _) in pairwise(ends):
+            assert end - start >= short
+        for left, top, right, bottom in windows:
+            assert 0 <= left < right <= width
+            assert 0 <= top < bottom <= height
+            assert max(right - left, bottom - top) <= 2 * short
+
+    def test_threads_are_refused(self, model):
+        with pytest.raises(DetectorError) as caught:
+            opened(model).detect([picture(1, 1000)])
+        assert caught.value.code == "detector_shape"
+
+
 class TestIdentity:
     def test_names_file_and_resolution(self, model):
         digest = hashlib.sha256(model.read_bytes()).hexdigest()[:12]
         ids = {opened(model, resolution).id for resolution in (320, 640, "adaptive")}
-        assert ids == {f"nudenet-{digest}@{mode}" for mode in ("320", "640", "adaptive")}
+        revision = nudenet.REVISION
+        assert ids == {f"nudenet-{digest}@{mode}.{revision}" for mode in ("320", "640", "adaptive")}
 
     def test_known_files_are_called_by_their_names(self, model, monkeypatch):
         digest = hashlib.sha256(model.read_bytes()).hexdigest()
         monkeypatch.setitem(KNOWN, digest, "test")
-        assert opened(model, 320).id == "nudenet-test@320"
+        assert opened(model, 320).id.startswith("nudenet-test@320")
 
 
 class TestFinding:
@@ -190,7 +244,7 @@ def file():
 
 class TestTheRealFile:
     def test_is_known(self, file):
-        assert opened(file, 320).id == "nudenet-320n@320"
+        assert opened(file, 320).id.startswith("nudenet-320n@320")
         assert "FEMALE_BREAST_EXPOSED" in opened(file).labels
         assert len(opened(file).labels) == 18
 

@@ -133,6 +133,83 @@ def test_broken_exif_is_no_reason_to_refuse():
     assert only(image).shape == (6, 5, 3)
 
 
+class TestMoreThanOneWay:
+    """What one program shows and another does not is seen by us."""
+
+    def shown(self, image):
+        return [view.numpy().astype(int) for view in views(image)]
+
+    def test_gamma_of_a_png(self):
+        from PIL import PngImagePlugin
+
+        chunk = PngImagePlugin.PngInfo()
+        chunk.add(b"gAMA", (500).to_bytes(4, "big"))  # 0.005: dark as stored, bright as shown
+        image = saved(Image.fromarray(np.full((4, 4, 3), 250, np.uint8)), "PNG", pnginfo=chunk)
+        stored, viewed = self.shown(image)
+        assert (stored == 250).all()
+        assert viewed.max() == round(255 * (250 / 255) ** (1 / (2.2 * 0.005)))
+
+    @pytest.mark.parametrize("gamma", [45455, 0, 2**31])
+    def test_the_usual_gamma_or_a_broken_one_is_no_second_way(self, gamma):
+        from PIL import PngImagePlugin
+
+        chunk = PngImagePlugin.PngInfo()
+        chunk.add(b"gAMA", gamma.to_bytes(4, "big"))
+        seen = views(saved(Image.fromarray(ramp()), "PNG", pnginfo=chunk))
+        assert np.array_equal(seen[0].numpy(), ramp())
+        assert gamma == 2**31 or len(seen) == 1
+
+    def test_colour_profiles(self):
+        cms = pytest.importorskip("PIL.ImageCms")
+        lab = cms.ImageCmsProfile(cms.createProfile("XYZ")).tobytes()
+        srgb = cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes()
+        image = Image.fromarray(ramp())
+        assert len(views(saved(image, "PNG", icc_profile=srgb))) == 1
+        swapped = srgb.replace(b"rXYZ", b"....").replace(b"bXYZ", b"rXYZ").replace(b"....", b"bXYZ")
+        red = Image.new("RGB", (4, 4), "red")
+        stored, viewed = self.shown(saved(red, "PNG", icc_profile=swapped))
+        assert stored[0, 0].argmax() == 0
+        assert viewed[0, 0].argmax() == 2
+        for profile in (lab, b"broken", srgb[:200]):
+            assert np.array_equal(
+                views(saved(image, "PNG", icc_profile=profile))[0].numpy(), ramp()
+            )
+
+    @pytest.mark.parametrize("mode", ["I", "I;16"])
+    def test_eight_bits_in_a_sixteen_bit_mode(self, mode):
+        pixels = ramp(channels=1)[..., 0]
+        dtype = np.int32 if mode == "I" else np.uint16
+        seen = self.shown(Image.fromarray(pixels.astype(dtype)))
+        assert any(np.array_equal(view[..., 0], pixels) for view in seen)
+
+    def test_transparent_sixteen_bit_grey_is_refused(self):
+        image = Image.fromarray(np.array([[30000, 30001]], np.uint16))
+        assert code_of(saved(image, "PNG", transparency=30000)) == "picture_dtype"
+
+    def test_a_palette_with_alpha_of_its_own(self):
+        image = Image.fromarray(np.eye(4, dtype=np.uint8)).convert("P")
+        image.putpalette([90, 90, 90, 0, 90, 90, 90, 255], "RGBA")
+        assert max(view.max() - view.min() for view in self.shown(image)) > 100
+
+    def test_minus_one_to_one_in_numbers_that_could_be_zero_to_one(self):
+        pixels = ramp() / 255 * 0.4 - 0.45  # black if clipped
+        clipped, signed = self.shown(pixels)
+        assert clipped.max() == 0
+        assert signed.max() > signed.min()
+
+    def test_a_little_overshoot_is_not_another_range(self):
+        pixels = np.full((20, 20, 3), 0.5)
+        pixels[0, :3] = -0.2
+        assert len(views(pixels)) == 1
+
+
+def test_large_transparent_pictures_are_worked_on_in_strips(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 11, 4), dtype=np.uint8)
+    whole = views(pixels)
+    monkeypatch.setattr(pictures, "_STRIP", 25)
+    assert all(torch.equal(a, b) for a, b in zip(views(pixels), whole, strict=True))
+
+
 class TestTransparency:
     def test_hidden_colours_are_seen(self):
         pixels = np.dstack([ramp(), np.zeros((6, 5), np.uint8)])
@@ -171,7 +248,7 @@ class TestRefusals:
         assert code_of(torch.ones(4, 4, 3) * scale) == "picture_range"
 
     def test_overshoot_is_clipped_as_savers_do(self):
-        seen = only(torch.tensor([[[-0.1, 0.5, 1.2]]]))
+        seen = views(torch.tensor([[[-0.1, 0.5, 1.2]]]))[0]
         assert seen.tolist() == [[[0, 128, 255]]]
 
     @pytest.mark.parametrize(

@@ -60,7 +60,12 @@ def test_a_named_model_wins_over_the_folders(folder, tmp_path_factory, tiny_yolo
 
 
 def test_the_resolution_reaches_nudenet(folder):
-    assert Shelf(folder, backend="torch").open("nudenet", resolution=640).id.endswith("@640")
+    assert (
+        Shelf(folder, backend="torch")
+        .open("nudenet", resolution=640)
+        .id.split("@")[1]
+        .startswith("640")
+    )
 
 
 def test_the_limits_reach_nudenet(folder):

@@ -35,21 +35,25 @@ def overlap(one, two):
 
 
 def reference(output, height, width, size):
-    """The format's definition in slow loops: every anchor and label, then greedy suppression."""
+    """The format's definition in slow loops: every label and anchor, then greedy suppression."""
     scale = max(height, width) / size
-    found = []
-    for cx, cy, w, h, *scores in output[0].T.tolist():
-        x0, x1 = (min(max(x * scale, 0), width) for x in (cx - w / 2, cx + w / 2))
-        y0, y1 = (min(max(y * scale, 0), height) for y in (cy - h / 2, cy + h / 2))
-        for label, score in zip(LABELS, scores, strict=True):
-            if score >= FLOOR and x1 > x0 and y1 > y0:
-                found.append((label, score, (x0, y0, x1, y1)))
     kept = []
-    for candidate in sorted(found, key=lambda each: -each[1]):
-        rivals = (k for k in kept if k[0] == candidate[0])
-        if all(overlap(candidate[2], rival[2]) <= OVERLAP for rival in rivals):
-            kept.append(candidate)
-    return kept
+    for number, label in enumerate(LABELS):
+        found = []
+        for cx, cy, w, h, *scores in output[0].T.tolist():
+            x0, x1 = (min(max(x * scale, 0), width) for x in (cx - w / 2, cx + w / 2))
+            y0, y1 = (min(max(y * scale, 0), height) for y in (cy - h / 2, cy + h / 2))
+            if scores[number] >= FLOOR and x1 > x0 and y1 > y0:
+                found.append((scores[number], (x0, y0, x1, y1)))
+        found.sort(key=lambda each: -each[0])
+        while found:
+            score, box = found[0]
+            same = [other for _, other in found[1:] if overlap(box, other) > OVERLAP]
+            around = [*zip(box, *same, strict=True)]
+            region = (min(around[0]), min(around[1]), max(around[2]), max(around[3]))
+            kept.append((label, score, region))
+            found = [each for each in found[1:] if each[1] not in same]
+    return sorted(kept, key=lambda each: -each[1])
 
 
 @settings(max_examples=80, deadline=None)
@@ -68,10 +72,11 @@ def test_equals_a_reference_decode(seed, anchors, height, width, size):
     output = torch.from_numpy(np.concatenate([boxes, scores])[None].astype(np.float32))
     found = decode(output, LABELS, [(height, width)], size)[0]
     expected = reference(output, height, width, size)
-    assert [region.label for region in found.regions] == [label for label, _, _ in expected]
-    for region, (_, score, box) in zip(found.regions, expected, strict=True):
+    assert len(found.regions) == len(expected)
+    for region, (label, score, box) in zip(found.regions, expected, strict=True):
         assert region.score == pytest.approx(score, abs=1e-4)
-        assert region.box == pytest.approx(box, abs=1e-3)
+        assert region.label == label
+        assert region.box == pytest.approx(box, abs=1e-4)
     for label, row in zip(LABELS, scores.astype(np.float32), strict=True):
         assert found.scores[label] == pytest.approx(row.max(), abs=1e-6)
 
@@ -103,6 +108,35 @@ def test_boxes_in_the_padding_are_dropped():
 def test_a_thousand_boxes_on_one_spot_are_one_region():
     rows = [(32, 32, 10, 10, 0.9 - i / 10_000, 0, 0) for i in range(1000)]
     assert len(reading(answer(*rows)).regions) == 1
+
+
+def test_a_crowd_is_drawn_whole():
+    rows = [
+        (4 + 8 * x + j, 4 + 8 * y, 6, 6, 0.9 - 0.1 * j, 0, 0)
+        for x in range(20)
+        for y in range(20)
+        for j in range(3)
+    ]
+    assert len(reading(answer(*rows), picture=(160, 160), size=160).regions) == 400
+
+
+def test_a_label_that_is_everywhere_is_drawn_nowhere():
+    # whoever hides regions then has a score without one, and hides the whole picture
+    rows = [(2 + 3 * x, 2 + 3 * y, 2, 2, 0.9, 0, 0) for x in range(30) for y in range(30)]
+    seen = reading(answer(*rows, (50, 50, 9, 9, 0, 0.5, 0)), picture=(100, 100), size=100)
+    assert [region.label for region in seen.regions] == ["DOG"]
+    assert seen.scores["CAT"] == pytest.approx(0.9)
+
+
+def test_a_region_reaches_around_what_it_suppresses():
+    seen = reading(answer((32, 32, 20, 20, 0.9, 0, 0), (32, 36, 20, 32, 0.5, 0, 0)))
+    assert [region.box for region in seen.regions] == [(22, 20, 42, 52)]
+
+
+def test_a_label_may_have_a_floor_of_its_own():
+    output = answer((32, 32, 10, 10, 0.05, 0.05, 0))
+    (seen,) = decode(output, LABELS, [(64, 64)], 64, {"DOG": 0.04})
+    assert [region.label for region in seen.regions] == ["DOG"]
 
 
 @pytest.mark.parametrize(
