@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from ..errors import DetectorError
 from ..header import printable
+from ..strict_json import read_object
 
 VERSION = 1
 MAX_BYTES = 1_000_000
@@ -75,8 +76,14 @@ class Recipe:
             DetectorError: `detector_config_unreadable`, `detector_config_version`,
                 `detector_config_unknown_key` or `detector_config_value`.
         """
-        values = _load(path)
         name = printable(path)
+        try:
+            values = read_object(path, longest=MAX_BYTES)
+        except (OSError, ValueError) as error:
+            raise DetectorError(
+                "detector_config_unreadable",
+                f"Detector description {name} cannot be read: {printable(error)}.",
+            ) from error
         version = values.get("version")
         if type(version) is not int or version != VERSION:
             raise DetectorError(
@@ -224,36 +231,3 @@ _TAKE: Mapping[str, Any] = {
     "std": _std,
     "description": _text,
 }
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES} bytes")
-        values = json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-        if not isinstance(values, dict):
-            raise ValueError("it is not a JSON object {...}")
-    except (OSError, ValueError, RecursionError) as error:  # JSON and Unicode errors: ValueErrors
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else printable(error)
-        raise DetectorError(
-            "detector_config_unreadable",
-            f"Detector description {printable(path)} cannot be read: {why}.",
-        ) from error
-    return values
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key!r} appears twice")
-        result[key] = value
-    return result
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number")

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from ..errors import PolicyError
 from ..header import printable
+from ..strict_json import read_object
 
 MAX_BYTES = 1_000_000
 _MAX_DEPTH = 16  # the schema needs 4; a mapping given by a host may even contain itself
@@ -27,26 +28,16 @@ def read(path: Path) -> dict[str, Any]:
         PolicyError: `policy_unreadable`.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return read_object(path, longest=MAX_BYTES)
+    except OSError as error:
         raise PolicyError(
             "policy_unreadable", f"Policy {printable(path)} cannot be read: {printable(error)}."
         ) from error
-    try:
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES} bytes")
-        values = json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-        if not isinstance(values, dict):
-            raise ValueError("it is not a JSON object {...}")
-    except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else printable(error)
+    except ValueError as error:
         raise PolicyError(
-            "policy_unreadable", f"Policy {printable(path)} is not a valid policy file: {why}."
+            "policy_unreadable",
+            f"Policy {printable(path)} is not a valid policy file: {printable(error)}.",
         ) from None
-    return values
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:
@@ -184,16 +175,3 @@ class Section:
             f"{self.where}{': ' if path else ''}{printable(path)} is {printable(repr(value), 80)}; "
             f"it must be {wanted}.",
         )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key!r} appears twice")
-        result[key] = value
-    return result
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number")

@@ -162,18 +162,10 @@ class _Checked:
         return self.inner.device
 
     def run(self, x: Tensor) -> Tensor:
-        shape = self.model.inputs[0].shape
-        if shape and shape[0] == 1 and x.ndim and len(x) > 1:
-            return torch.cat([self.run(one) for one in x.split(1)])
-        if x.dtype != torch.float32 or not _fits(x.shape, shape) or not x.numel():
-            wanted = "any shape" if shape is None else [s or "any" for s in shape]
-            raise DetectorError(
-                "detector_input",
-                f"{printable(self.model.path.name)} takes float32 {wanted} and was given "
-                f"{x.dtype} {list(x.shape)}.",
-            )
         try:
-            answer = self.inner.run(x)
+            return self._run(x)
+        except DetectorError:
+            raise
         except Exception as error:  # whatever a backend raises means: this picture was not seen
             advice = "" if self.place == "cpu" else " If its memory ran out, use the device cpu."
             raise DetectorError(
@@ -181,6 +173,19 @@ class _Checked:
                 f"{printable(self.model.path.name)} failed in {self.backend} on {self.place}: "
                 f"{printable(error) or type(error).__name__}.{advice}",
             ) from error
+
+    def _run(self, x: Tensor) -> Tensor:
+        shape = self.model.inputs[0].shape
+        if shape and shape[0] == 1 and x.ndim and len(x) > 1:
+            return torch.cat([self._run(one) for one in x.split(1)])
+        if x.dtype != torch.float32 or not _fits(x.shape, shape) or not x.numel():
+            wanted = "any shape" if shape is None else [s or "any" for s in shape]
+            raise DetectorError(
+                "detector_input",
+                f"{printable(self.model.path.name)} takes float32 {wanted} and was given "
+                f"{x.dtype} {list(x.shape)}.",
+            )
+        answer = self.inner.run(x)
         if (
             not answer.is_floating_point()
             or answer.shape[:1] != x.shape[:1]

@@ -10,7 +10,7 @@ repeated numbers read alike whether they were packed or not. Every fault is a Va
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -125,6 +125,20 @@ class Span:
     def _expect(self, wire: int) -> None:
         if self.wire != wire:
             raise ValueError(f"a field has wire type {self.wire} where {wire} belongs")
+
+
+Fields = Mapping[int, list[Span]]
+"""A message as `Span.by_number` gives it."""
+
+
+def last_text(fields: Fields, number: int) -> str:
+    """The last string under a number, or nothing if there is none."""
+    return fields[number][-1].text() if number in fields else ""
+
+
+def last_integer(fields: Fields, number: int) -> int:
+    """The last integer under a number, or 0."""
+    return fields[number][-1].integer() if number in fields else 0
 
 
 def decode_varints(data: bytes) -> np.ndarray:

@@ -5,50 +5,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .torch_operators import Attributes, Operator, Run, Unsupported, axes_of
+from .torch_budget import Run, Sized, bytes_of, row
+from .torch_operators import Attributes, Operator, Unsupported, axes_of
 
-Pad = Callable[[Tensor, Sequence[int], float], tuple[Tensor, list[int]]]
-"""A picture, a window and a filling in; the padded picture and what torch has yet to pad out."""
+Edges = Callable[[Sequence[int], Sequence[int]], tuple[list[int], list[int]]]
+"""A picture's sides and a window's in; what is added before and after each side out."""
 
 
-def _padding(a: Attributes, strides: Sequence[int], dilations: Sequence[int]) -> Pad:
+def _edges(a: Attributes, strides: Sequence[int], dilations: Sequence[int]) -> Edges:
     pads = a.take("pads", ())
     mode = a.only("auto_pad", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
-    def pad(x: Tensor, window: Sequence[int], value: float) -> tuple[Tensor, list[int]]:
+    def edges(sides: Sequence[int], window: Sequence[int]) -> tuple[list[int], list[int]]:
         n = len(window)
         before, after = [0] * n, [0] * n
         if mode == "NOTSET" and pads:
             before, after = list(pads[:n]), list(pads[n:])
         elif mode.startswith("SAME"):
-            for i, side in enumerate(x.shape[2:]):
+            for i, side in enumerate(sides):
                 step, spread = strides[i] if strides else 1, dilations[i] if dilations else 1
                 reach = (window[i] - 1) * spread + 1
                 total = max((math.ceil(side / step) - 1) * step + reach - side, 0)
                 before[i] = (total + (mode == "SAME_LOWER")) // 2
                 after[i] = total - before[i]
-        # torch pads both sides alike, and for pooling by half a window at most
-        if before == after and all(2 * p <= side for p, side in zip(before, window, strict=True)):
-            return x, before
-        ends = [p for pair in zip(before[::-1], after[::-1], strict=True) for p in pair]
-        return F.pad(x, ends, value=value), [0] * n
+        return before, after
 
-    return pad
+    return edges
+
+
+def _pad(x: Tensor, window: Sequence[int], edges: Edges, value: float) -> tuple[Tensor, list[int]]:
+    """The padded picture, and what torch has yet to pad out."""
+    before, after = edges(x.shape[2:], window)
+    # torch pads both sides alike, and for pooling by half a window at most
+    if before == after and all(2 * p <= side for p, side in zip(before, window, strict=True)):
+        return x, before
+    ends = [p for pair in zip(before[::-1], after[::-1], strict=True) for p in pair]
+    return F.pad(x, ends, value=value), [0] * len(window)
+
+
+def _areas(
+    x: Tensor, window: Sequence[int], edges: Edges, strides: Sequence[int]
+) -> tuple[int, int]:
+    """Elements of one channel of a picture: when padded, and at most those of the result."""
+    padded = [sum(side) for side in zip(x.shape[2:], *edges(x.shape[2:], window), strict=True)]
+    steps = strides or [1] * len(padded)
+    return math.prod(padded), math.prod(
+        side // step + 1 for side, step in zip(padded, steps, strict=True)
+    )
 
 
 def _conv(a: Attributes) -> Run:
     strides, dilations = list(a.take("strides", ())), list(a.take("dilations", ()))
-    pad, groups = _padding(a, strides, dilations), a.take("group", 1)
+    edges, groups = _edges(a, strides, dilations), a.take("group", 1)
     a.ignore("kernel_shape")  # the weight has it
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         ones = [1] * (weight.ndim - 2)
-        x, padding = pad(x, weight.shape[2:], 0.0)
+        x, padding = _pad(x, weight.shape[2:], edges, 0.0)
         # What conv2d calls. Only here can one say, for this call alone, that TensorFloat-32 is not
         # precise enough: the public switches belong to the whole process.
         return torch._convolution(
@@ -58,44 +77,64 @@ def _conv(a: Attributes) -> Run:
             *(torch.backends.cudnn.enabled, False),  # no TensorFloat-32
         )
 
-    return run
+    def size(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> int:
+        padded, result = _areas(x, weight.shape[2:], edges, strides)
+        rows = weight.shape[0]
+        if x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+            rows += weight[0].numel()  # then torch copies every window out
+        return bytes_of([x.shape[0], x.shape[1] * padded + rows * result], x)
+
+    return Sized(run, size)
 
 
-def _pool(a: Attributes) -> tuple[Pad, list[int], list[int], list[int]]:
-    window, strides = list(a.take("kernel_shape", ())), list(a.take("strides", (1, 1)))
-    dilations = list(a.take("dilations", (1, 1)))
-    if len(window) != 2:
-        raise Unsupported(f"a window of {len(window)} dimensions")
-    a.only("ceil_mode", 0)
-    return _padding(a, strides, dilations), window, strides, dilations
+@dataclass(frozen=True)
+class _Pooling:
+    window: list[int]
+    strides: list[int]
+    dilations: list[int]
+    edges: Edges
+
+    @classmethod
+    def of(cls, a: Attributes) -> _Pooling:
+        window, strides = list(a.take("kernel_shape", ())), list(a.take("strides", (1, 1)))
+        dilations = list(a.take("dilations", (1, 1)))
+        if len(window) != 2:
+            raise Unsupported(f"a window of {len(window)} dimensions")
+        a.only("ceil_mode", 0)
+        return cls(window, strides, dilations, _edges(a, strides, dilations))
+
+    def size(self, x: Tensor) -> int:
+        padded, result = _areas(x, self.window, self.edges, self.strides)
+        return bytes_of([*x.shape[:2], padded + 3 * result], x)  # torch notes places, in 8 bytes
 
 
 def _max_pool(a: Attributes) -> Run:
-    pad, window, strides, dilations = _pool(a)
+    pool = _Pooling.of(a)
     a.only("storage_order", 0)
 
     def run(x: Tensor) -> Tensor:
-        x, padding = pad(x, window, -math.inf)
-        return F.max_pool2d(x, window, strides, padding, dilations)
+        x, padding = _pad(x, pool.window, pool.edges, -math.inf)
+        return F.max_pool2d(x, pool.window, pool.strides, padding, pool.dilations)
 
-    return run
+    return Sized(run, pool.size)
 
 
 def _average_pool(a: Attributes) -> Run:
-    pad, window, strides, dilations = _pool(a)
+    pool = _Pooling.of(a)
+    window, strides = pool.window, pool.strides
     count_padding = bool(a.only("count_include_pad", 0, 1))
-    if dilations != [1, 1]:
+    if pool.dilations != [1, 1]:
         raise Unsupported("attribute dilations")
 
     def run(x: Tensor) -> Tensor:
-        padded, padding = pad(x, window, 0.0)
+        padded, padding = _pad(x, window, pool.edges, 0.0)
         if padded is not x and not count_padding:
             # the mean over what is inside, as the padding does not count
-            inside, _ = pad(torch.ones_like(x[:1, :1]), window, 0.0)
+            inside, _ = _pad(torch.ones_like(x[:1, :1]), window, pool.edges, 0.0)
             return F.avg_pool2d(padded, window, strides) / F.avg_pool2d(inside, window, strides)
         return F.avg_pool2d(padded, window, strides, padding, False, count_padding)
 
-    return run
+    return Sized(run, pool.size)
 
 
 def _resize(a: Attributes) -> Run:
@@ -111,20 +150,32 @@ def _resize(a: Attributes) -> Run:
     a.only("keep_aspect_ratio_policy", "stretch")
     a.ignore("cubic_coeff_a", "exclude_outside", "extrapolation_value")  # of other modes
 
+    def factors(x: Tensor, scales: Tensor | None, sizes: Tensor | None) -> list[int]:
+        found = [] if scales is None else row(scales)
+        if sizes is not None and sizes.numel():
+            found = [new / old for new, old in zip(row(sizes), x.shape, strict=True)]
+        if len(found) != 4 or found[:2] != [1, 1] or any(f < 1 or f % 1 for f in found):
+            raise Unsupported(f"scales {found[:4]}: only whole enlargements of height and width")
+        return [int(f) for f in found]
+
     def run(
         x: Tensor,
         region: Tensor | None = None,
         scales: Tensor | None = None,
         sizes: Tensor | None = None,
     ) -> Tensor:
-        factors = [] if scales is None else scales.tolist()
-        if sizes is not None and sizes.numel():
-            factors = [new / old for new, old in zip(sizes.tolist(), x.shape, strict=True)]
-        if len(factors) != 4 or factors[:2] != [1, 1] or any(f < 1 or f % 1 for f in factors):
-            raise Unsupported(f"scales {factors}: only whole enlargements of height and width")
-        return F.interpolate(x, scale_factor=factors[2:], mode="nearest")
+        larger = [float(f) for f in factors(x, scales, sizes)[2:]]
+        return F.interpolate(x, scale_factor=larger, mode="nearest")
 
-    return run
+    def size(
+        x: Tensor,
+        region: Tensor | None = None,
+        scales: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> int:
+        return bytes_of([x.numel(), *factors(x, scales, sizes)], x)
+
+    return Sized(run, size)
 
 
 def _gemm(a: Attributes) -> Run:
@@ -137,7 +188,10 @@ def _gemm(a: Attributes) -> Run:
             return alpha * (x @ weight)
         return torch.addmm(bias, x, weight, alpha=alpha, beta=beta)
 
-    return run
+    def size(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> int:
+        return 2 * bytes_of([x.shape[bool(turn_x)], weight.shape[not turn_weight]], x)
+
+    return Sized(run, size)
 
 
 def _softmax(a: Attributes) -> Run:

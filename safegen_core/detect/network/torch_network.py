@@ -14,50 +14,22 @@ the host.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import IntEnum
-from functools import partial
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import DetectorError
 from ...header import printable
-from .onnx_file import Node, OnnxFile, StoredTensor, Unread
-from .torch_layers import LAYERS
-from .torch_operators import OPERATORS, OPSETS, Attributes, Operator, Run, Unsupported
-
-TABLE: Mapping[str, Operator] = {**OPERATORS, **LAYERS}
+from .onnx_file import OnnxFile
+from .torch_budget import MOST_BYTES, Budget, TooLarge
+from .torch_operators import Unsupported
+from .torch_plan import Kind, Slot, Step, plan, with_drops
 
 MOST_SHAPES = 16  # input shapes whose shape arithmetic is kept
-
-
-class Kind(IntEnum):
-    """What a value depends on; an operation's result has the highest kind of its inputs."""
-
-    FIXED = 0
-    SHAPE = 1
-    DATA = 2
-
-
-Slot = tuple[str, bool]
-"""A value's name, and whether the copy on the CPU is meant instead of that on the device."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation. `drop` are values that nobody needs after it."""
-
-    op: str
-    run: Run
-    inputs: tuple[Slot | None, ...]
-    outputs: tuple[str, ...]
-    kind: Kind
-    drop: tuple[Slot, ...] = ()
 
 
 class TorchNetwork:
@@ -69,7 +41,7 @@ class TorchNetwork:
 
     Raises:
         DetectorError: `detector_model_unsupported`, naming the operator or attribute that is not
-            known here; as `OnnxFile.load` for damaged weights.
+            known here or asks for too much memory; as `OnnxFile.load` for damaged weights.
     """
 
     def __init__(self, model: OnnxFile, device: torch.device) -> None:
@@ -79,10 +51,15 @@ class TorchNetwork:
         self._shapes: OrderedDict[tuple[int, ...], dict[Slot, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
         try:
-            _check_form(model)
-            steps = _fused(list(_steps(model, _needed(model))), self._output)
+            steps = plan(model)
             with _undisturbed(device):
                 self._fixed = _fixed_values(model, steps, device)
+        except TooLarge as error:
+            raise DetectorError(
+                "detector_model_unsupported",
+                f"{printable(model.path)} asks for more memory than a detector has use for, in "
+                f"{printable(error)}. Get the file again, from its source.",
+            ) from None
         except Unsupported as error:
             raise DetectorError(
                 "detector_model_unsupported",
@@ -90,8 +67,8 @@ class TorchNetwork:
                 "torch; onnxruntime can: pip install onnxruntime",
             ) from None
         running = [step for step in steps if step.kind > Kind.FIXED]
-        self._first = _with_drops(running, self._output)
-        self._later = _with_drops([s for s in running if s.kind is Kind.DATA], self._output)
+        self._first = with_drops(running, self._output)
+        self._later = with_drops([s for s in running if s.kind is Kind.DATA], self._output)
         self._wanted = {slot for step in self._later for slot in step.inputs}
 
     def run(self, x: Tensor) -> Tensor:
@@ -125,8 +102,12 @@ class TorchNetwork:
     def _run_first(self, values: dict[Slot, Tensor]) -> dict[Slot, Tensor]:
         """Run for an input shape not met before; gives the values that follow from the shape."""
         found: dict[Slot, Tensor] = {}
+        budgets = {
+            Kind.DATA: Budget(MOST_BYTES * math.prod(values[self._input, False].shape[:1])),
+            Kind.SHAPE: Budget(MOST_BYTES // MOST_SHAPES),  # all that are remembered share one
+        }
         for step in self._first:
-            _do(step, values)
+            _do_within(budgets[step.kind], step, values)
             if step.kind is Kind.SHAPE:
                 for name in step.outputs:
                     if (name, True) in self._wanted:
@@ -155,8 +136,27 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         yield
 
 
+def _do_within(budget: Budget, step: Step, values: dict[Slot, Tensor]) -> None:
+    """Do a step whose sizes nobody has seen yet."""
+    try:
+        budget.expect(step.run, _given(step, values))
+        _do(step, values)
+        on_cpu = step.kind is not Kind.DATA
+        for slot in ((name, on_cpu) for name in step.outputs):
+            if slot in values:
+                budget.take(slot, values[slot])
+    except TooLarge as error:
+        raise TooLarge(f"operator {step.op}: {error}") from None
+    for slot in step.drop:
+        budget.give_back(slot)
+
+
+def _given(step: Step, values: Mapping[Slot, Tensor]) -> list[Tensor | None]:
+    return [None if slot is None else values[slot] for slot in step.inputs]
+
+
 def _do(step: Step, values: dict[Slot, Tensor]) -> None:
-    found = step.run(*[None if slot is None else values[slot] for slot in step.inputs])
+    found = step.run(*_given(step, values))
     on_cpu = step.kind is not Kind.DATA
     if not isinstance(found, tuple):
         found = (found,)
@@ -164,102 +164,6 @@ def _do(step: Step, values: dict[Slot, Tensor]) -> None:
         values[name, on_cpu] = value
     for slot in step.drop:
         del values[slot]
-
-
-def _check_form(model: OnnxFile) -> None:
-    opset = model.opsets.get("", 0)
-    if opset not in OPSETS:
-        raise Unsupported(f"opset {opset} (of {OPSETS[0]} to {OPSETS[-1]})")
-    if len(model.inputs) != 1:
-        raise Unsupported(f"{len(model.inputs)} inputs")
-
-
-def _needed(model: OnnxFile) -> list[Node]:
-    """The nodes behind the first output, in order."""
-    wanted, nodes = {model.outputs[0].name}, []
-    for node in reversed(model.nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(node.inputs)
-            nodes.append(node)
-    return nodes[::-1]
-
-
-def _steps(model: OnnxFile, nodes: Iterable[Node]) -> Iterable[Step]:
-    kinds = {name: Kind.FIXED for name in model.weights}
-    kinds[model.inputs[0].name] = Kind.DATA
-    for node in nodes:
-        where = f"operator {node.op}" + (f" ({node.name})" if node.name else "")
-        known = TABLE.get(node.op)
-        if known is None or node.domain:
-            raise Unsupported(f"{node.domain} {where}".strip())
-        outputs = node.outputs if known.many else node.outputs[:1]
-        if any(node.outputs[len(outputs) :]):
-            raise Unsupported(f"{where} with {len(node.outputs)} outputs")
-        for name in filter(None, node.inputs):
-            if name not in kinds:
-                raise Unsupported(f"{where} with input {name} from nowhere")
-        steering = [name for place, name in enumerate(node.inputs) if name and place in known.host]
-        if any(kinds[name] is Kind.DATA for name in steering):
-            raise Unsupported(f"{where} steered by what the picture shows")
-        kind = max((kinds[name] for name in node.inputs if name), default=Kind.FIXED)
-        if node.op == "Shape":
-            kind = min(kind, Kind.SHAPE)
-        on_cpu = kind is not Kind.DATA
-        slots = tuple(
-            (name, kinds[name] < Kind.DATA and (on_cpu or place in known.host)) if name else None
-            for place, name in enumerate(node.inputs)
-        )
-        yield Step(node.op, _function(model, node, known, where), slots, outputs, kind)
-        for name in outputs:
-            if name in kinds:
-                raise Unsupported(f"{where} with output {name} that already exists")
-            kinds[name] = kind
-    if kinds.get(model.outputs[0].name) is not Kind.DATA:
-        raise Unsupported("an output that does not depend on the picture")
-
-
-def _function(model: OnnxFile, node: Node, known: Operator, where: str) -> Run:
-    values = {}
-    for name, value in node.attributes.items():
-        if isinstance(value, Unread):
-            raise Unsupported(f"{where} with attribute {name} of a kind not read here")
-        values[name] = model.load(value) if isinstance(value, StoredTensor) else value
-    attributes = Attributes(values, model.opsets[""], len(node.outputs))
-    try:
-        run = known.make(attributes)
-        attributes.finish()
-    except Unsupported as error:
-        raise Unsupported(f"{where} with {printable(error)}") from None
-    return run
-
-
-def _fused(steps: Sequence[Step], output: str) -> list[Step]:
-    """Make one operation of `x * Sigmoid(x)`, in place where `x` is a convolution's own result."""
-    uses = Counter(slot for step in steps for slot in step.inputs)
-    uses[output, False] += 1
-    maker = {
-        (name, False): step for step in steps for name in step.outputs if step.kind is Kind.DATA
-    }
-    gone: set[Slot] = set()
-    fused = []
-    for step in steps:
-        for x, gate in _factors(step):
-            sigmoid, before = maker.get(gate), maker.get(x)
-            if sigmoid and sigmoid.op == "Sigmoid" and sigmoid.inputs == (x,) and uses[gate] == 1:
-                alone = before is not None and before.op == "Conv" and uses[x] == 2
-                step = replace(step, op="SiLU", run=partial(F.silu, inplace=alone), inputs=(x,))
-                gone.add(gate)
-                break
-        fused.append(step)
-    return [step for step in fused if (step.outputs[0], False) not in gone]
-
-
-def _factors(step: Step) -> list[tuple[Slot, Slot]]:
-    """Both ways to read a product."""
-    if step.op != "Mul" or len(step.inputs) != 2:
-        return []
-    left, right = step.inputs
-    return [(left, right), (right, left)] if left and right else []
 
 
 def _fixed_values(
@@ -270,9 +174,11 @@ def _fixed_values(
     values: dict[Slot, Tensor] = {
         (name, True): model.load(weight) for name, weight in model.weights.items() if name in names
     }
+    # Weights may be cast, turned and cut here; that makes a few times what the file holds.
+    budget = Budget(MOST_BYTES + 4 * model.path.stat().st_size)
     for step in steps:
         if step.kind is Kind.FIXED:
-            _do(step, values)
+            _do_within(budget, step, values)
     if device.type == "cpu":  # oneDNN is a tenth faster on this order of the same numbers
         for weight in (step.inputs[1] for step in steps if step.op == "Conv"):
             at = (weight[0], True) if weight else None
@@ -284,16 +190,3 @@ def _fixed_values(
         for name, on_cpu in wanted
         if (name, True) in values
     }
-
-
-def _with_drops(steps: Sequence[Step], output: str) -> list[Step]:
-    """Let every step forget the data that no later one reads."""
-    data = {(name, False) for step in steps if step.kind is Kind.DATA for name in step.outputs}
-    read = {(output, False)}
-    result = []
-    for step in reversed(steps):
-        here = {slot for slot in step.inputs if slot in data}
-        unread = {(name, False) for name in step.outputs} & data  # outputs that nobody reads at all
-        result.append(replace(step, drop=tuple((here | unread) - read)))
-        read |= here
-    return result[::-1]

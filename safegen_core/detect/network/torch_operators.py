@@ -4,7 +4,8 @@
 https://onnx.ai/onnx/operators/ says what each must do. A maker looks at a node's attributes once,
 when a network is opened, and gives the function that runs. An attribute it did not ask for, or a
 value it cannot honour, raises `Unsupported` there and then. Inputs listed in `host` steer the
-operation (axes, shapes): they arrive on the CPU, so that no run waits for an accelerator.
+operation (axes, shapes): they arrive on the CPU, so that no run waits for an accelerator. What can
+make more elements than it is given is `Sized`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .onnx_file import DTYPES
+from .onnx_tensor import DTYPES
+from .torch_budget import Run, Sized, broadcast, bytes_of, joint_shape, product, row
 
 OPSETS = range(11, 23)
-MOST_ELEMENTS = (
-    1 << 26
-)  # of a tensor made from numbers alone; a hostile file could ask for any size
-
-Run = Callable[..., Any]
-"""Tensors in, None for an input left out; one tensor out, or a tuple of them."""
 
 
 class Unsupported(ValueError):
@@ -79,7 +75,7 @@ class Operator:
 def axes_of(a: Attributes) -> Callable[[Tensor | None], list[int]]:
     """Axes from an input, as newer opsets have it, or from the attribute of older ones."""
     old = list(a.take("axes", ()))
-    return lambda axes: old if axes is None else axes.tolist()
+    return lambda axes: old if axes is None else row(axes)
 
 
 def _shape(a: Attributes) -> Run:
@@ -91,7 +87,7 @@ def _reshape(a: Attributes) -> Run:
     zero_is_zero = a.only("allowzero", 0, 1)
 
     def run(x: Tensor, shape: Tensor) -> Tensor:
-        sides = shape.tolist()
+        sides = row(shape)
         if not zero_is_zero:
             sides = [x.shape[i] if side == 0 else side for i, side in enumerate(sides)]
         return x.reshape(sides)
@@ -127,20 +123,26 @@ def _squeeze(a: Attributes) -> Run:
 
 
 def _expand(_: Attributes) -> Run:
-    return lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist())))
+    return Sized(
+        lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, tuple(row(shape)))),
+        lambda x, shape: bytes_of(joint_shape(x.shape, row(shape)), x),
+    )
 
 
 def _concat(a: Attributes) -> Run:
     axis = a.take("axis", 0)
-    return lambda *parts: torch.cat(parts, dim=axis)
+    return Sized(
+        lambda *parts: torch.cat(parts, dim=axis),
+        lambda *parts: bytes_of([sum(part.numel() for part in parts)], *parts),
+    )
 
 
 def _split(a: Attributes) -> Run:
     axis, old = a.take("axis", 0), list(a.take("split", ()))
-    parts = a.take("num_outputs", a.outputs)
+    parts = a.only("num_outputs", a.outputs)
 
     def run(x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-        given = old if sizes is None else sizes.tolist()
+        given = old if sizes is None else row(sizes)
         return x.split(given or math.ceil(x.shape[axis] / parts), dim=axis)
 
     return run
@@ -154,12 +156,12 @@ def _slice(_: Attributes) -> Run:
         axes: Tensor | None = None,
         steps: Tensor | None = None,
     ) -> Tensor:
-        which = range(len(starts)) if axes is None else axes.tolist()
-        stride = [1] * len(starts) if steps is None else steps.tolist()
+        which = range(len(starts)) if axes is None else row(axes)
+        stride = [1] * len(starts) if steps is None else row(steps)
         if min(stride, default=1) < 1:
             raise Unsupported("a backward slice")
         index = [slice(None)] * x.ndim
-        for axis, *bounds in zip(which, starts.tolist(), ends.tolist(), stride, strict=True):
+        for axis, *bounds in zip(which, row(starts), row(ends), stride, strict=True):
             index[axis] = slice(*bounds)
         return x[tuple(index)]
 
@@ -176,36 +178,33 @@ def _gather(a: Attributes) -> Run:
             raise IndexError(f"a place outside 0..{side - 1}")
         if index.ndim == 0:
             return x.select(axis, int(index))
-        row = x.index_select(axis, (index.flatten() % side).to(x.device))
-        return row.unflatten(axis, index.shape)
+        found = x.index_select(axis, (index.flatten() % side).to(x.device))
+        return found.unflatten(axis, index.shape)
 
-    return run
+    def size(x: Tensor, index: Tensor) -> int:
+        return bytes_of([x.numel() // max(1, x.shape[axis]) * index.numel()], x)
 
-
-def _bounded(elements: float) -> None:
-    if not elements <= MOST_ELEMENTS:  # also a NaN
-        raise Unsupported(f"{elements} elements made from nothing")
+    return Sized(run, size)
 
 
 def _constant_of_shape(a: Attributes) -> Run:
     value = a.take("value", None)
-
-    def run(shape: Tensor) -> Tensor:
-        _bounded(math.prod(shape.tolist()))
-        one = torch.zeros(1, dtype=torch.float32, device="cpu") if value is None else value
-        return one.reshape(()).repeat(shape.tolist())
-
-    return run
+    one = torch.zeros(1, dtype=torch.float32, device="cpu") if value is None else value
+    return Sized(
+        lambda shape: one.reshape(()).repeat(row(shape)),
+        lambda shape: bytes_of(row(shape), one),
+    )
 
 
 def _range(_: Attributes) -> Run:
-    def run(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
-        distance, step = limit.item() - start.item(), delta.item()
-        _bounded(distance / step if step else math.inf)
-        count = max(0, math.ceil(distance / step))
-        return start + delta * torch.arange(count, dtype=start.dtype, device="cpu")
+    def count(start: Tensor, limit: Tensor, delta: Tensor) -> int:
+        return max(0, math.ceil((limit.item() - start.item()) / delta.item()))
 
-    return run
+    def run(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+        steps = torch.arange(count(start, limit, delta), dtype=start.dtype, device="cpu")
+        return start + delta * steps
+
+    return Sized(run, lambda *ends: 3 * bytes_of([count(*ends)], *ends))  # each step of run
 
 
 def _constant(a: Attributes) -> Run:
@@ -228,7 +227,7 @@ def _cast(a: Attributes) -> Run:
     if dtype is None:
         raise Unsupported(f"a cast to element type {a.take('to', 0)}")
     a.ignore("saturate", "round_mode")  # of 8-bit floats
-    return lambda x: x.to(dtype)
+    return Sized(lambda x: x.to(dtype), lambda x: x.numel() * dtype.itemsize)
 
 
 def _divide(x: Tensor, y: Tensor) -> Tensor:
@@ -253,7 +252,6 @@ _PLAIN: Mapping[str, Run] = {  # operators without attributes
     "HardSwish": F.hardswish,
     "Identity": lambda x: x,
     "Less": torch.lt,
-    "MatMul": torch.matmul,
     "Mul": torch.mul,
     "Neg": torch.neg,
     "Not": torch.logical_not,
@@ -268,7 +266,7 @@ _PLAIN: Mapping[str, Run] = {  # operators without attributes
 }
 
 OPERATORS: Mapping[str, Operator] = {
-    **{name: Operator(lambda _, run=run: run) for name, run in _PLAIN.items()},
+    **{name: Operator(lambda _, run=run: Sized(run, broadcast)) for name, run in _PLAIN.items()},
     "Cast": Operator(_cast),
     "Concat": Operator(_concat),
     "Constant": Operator(_constant),
@@ -276,6 +274,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Expand": Operator(_expand, host=frozenset({1})),
     "Flatten": Operator(_flatten),
     "Gather": Operator(_gather, host=frozenset({1})),
+    "MatMul": Operator(lambda _: Sized(torch.matmul, product)),
     "Range": Operator(_range, host=frozenset({0, 1, 2})),
     "Reshape": Operator(_reshape, host=frozenset({1})),
     "Shape": Operator(_shape),

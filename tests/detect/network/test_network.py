@@ -204,6 +204,29 @@ def test_answers_that_cannot_be(onnx_maker, tmp_path, refusal, backend, op):
     assert refusal(open_network(path, backend=backend).run, x) == "detector_output"
 
 
+def test_what_goes_wrong_in_checking_is_a_failed_run(yolo, monkeypatch, refusal):
+    found = open_network(yolo)
+    hollow = torch.zeros(1, 1, device="meta")  # has no elements to look at
+    monkeypatch.setattr(type(found.inner), "run", lambda self, x: hollow)
+    assert refusal(found.run, torch.rand(1, 3, 8, 8)) == "detector_failed"
+
+
+def test_too_large_a_run_is_a_failed_run(one_operation, refusal):
+    shape = np.array([1, 3, 10**5, 10**5], np.int64)
+    path = one_operation("Expand", [np.zeros((1, 3, 1, 1), np.float32), shape])
+    found = open_network(path, backend="torch")
+    assert refusal(found.run, torch.zeros(1, 3, 1, 1)) == "detector_failed"
+
+
+def test_answers_that_do_not_fit_together_are_a_failed_run(
+    tiny_classifier, tmp_path, monkeypatch, refusal
+):
+    found = open_network(tiny_classifier(tmp_path / "m.onnx", batch=1))
+    sides = iter((1, 2))
+    monkeypatch.setattr(type(found.inner), "run", lambda self, x: torch.zeros(1, next(sides)))
+    assert refusal(found.run, torch.rand(2, 3, 16, 16)) == "detector_failed"
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_network_for_one_picture_takes_any_number(tiny_classifier, tmp_path, backend):
     one = open_network(tiny_classifier(tmp_path / "1.onnx", batch=1), backend=backend)
