@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+"""JSON is read whole and as written, or refused."""
+
 from __future__ import annotations
 
 import contextlib
@@ -6,7 +8,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safegen_core.detect.classifier_file import Recipe
@@ -17,7 +19,9 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 SCALARS = SCALARS.filter(lambda value: value not in (float("inf"), float("-inf")))
 OBJECTS = st.dictionaries(
     st.text(),
-    st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)),
+    st.recursive(
+        SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+    ),
 )
 
 
@@ -26,6 +30,7 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp("json") / "f.json"
 
 
+@settings(max_examples=30, deadline=None)
 @given(OBJECTS, st.booleans())
 def test_an_object_is_read_as_it_was_written(file, values, ascii_only):
     data = json.dumps(values, ensure_ascii=ascii_only).encode()
