@@ -52,9 +52,13 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise FileError(
-                "file_disk_full", f"The disk of {path.parent} is full; nothing was written."
+                "file_disk_full",
+                f"The disk of {printable(path.parent, 1000)} is full; nothing was written.",
             ) from error
-        raise FileError("file_unwritable", f"{path} cannot be written: {error}.") from error
+        raise FileError(
+            "file_unwritable",
+            f"{printable(path, 1000)} cannot be written: {printable(error, 1000)}.",
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -74,7 +78,8 @@ def check_output(out: str | os.PathLike[str], *inputs: Path, overwrite: bool) ->
     """
     if any(_same_file(file, out) for file in inputs):
         raise FileError(
-            "file_exists", f"{out} is one of the inputs, which are never changed; name another."
+            "file_exists",
+            f"{printable(out, 1000)} is one of the inputs, which are never changed; name another.",
         )
     try:
         found = os.stat(out)
@@ -85,7 +90,9 @@ def check_output(out: str | os.PathLike[str], *inputs: Path, overwrite: bool) ->
             "file_unwritable", f"{printable(out)} cannot be written: {printable(error)}."
         ) from error
     if stat.S_ISDIR(found.st_mode) or not overwrite:
-        raise FileError("file_exists", f"{out} already exists; choose another name.")
+        raise FileError(
+            "file_exists", f"{printable(out, 1000)} already exists; choose another name."
+        )
 
 
 def _same_file(one: str | os.PathLike[str], two: str | os.PathLike[str]) -> bool:

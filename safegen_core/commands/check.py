@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import __version__
 from ..errors import FileError, SafeGenError
+from . import add_detector_options, open_shelf, whole
 
 if TYPE_CHECKING:
     from ..policy import Policy
@@ -73,29 +75,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_advanced(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--model", type=Path, metavar="FILE", help="NudeNet's ONNX file (default: it is searched)"
-    )
-    group.add_argument(
-        "--detectors",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder of detectors (may be repeated)",
-    )
-    group.add_argument(
-        "--backend",
-        choices=("auto", "onnxruntime", "torch"),
-        default="auto",
-        help="what runs the detector (default: %(default)s)",
-    )
-    group.add_argument(
-        "--device", default="cpu", help="cpu, auto, or a torch device (default: %(default)s)"
-    )
-    group.add_argument(
-        "--threads", type=_whole, help="threads of the detector (default: a share of the machine)"
-    )
+    add_detector_options(group)
     group.add_argument(
         "--every",
         type=_seconds,
@@ -105,14 +85,14 @@ def _add_advanced(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-frames",
-        type=_whole,
+        type=whole,
         default=2000,
         metavar="N",
         help="of one file; a file with more is not released (default: %(default)s)",
     )
     group.add_argument(
         "--max-pixels",
-        type=_whole,
+        type=whole,
         default=2**28,
         metavar="N",
         help="of one picture; larger ones are not released (default: %(default)s)",
@@ -136,6 +116,9 @@ def run(args: argparse.Namespace) -> int:
         "policy": policy.short_id,
         "detectors": ", ".join(detectors),
         "every": args.every,
+        "max-frames": args.max_frames,
+        "max-pixels": args.max_pixels,
+        "safegen": __version__,
     }
     with open_journal(args.journal, settings) as journal:
         journal.begin(args.paths, copies=args.censor_to is not None)
@@ -164,8 +147,9 @@ def run(args: argparse.Namespace) -> int:
 def _walk(args: argparse.Namespace) -> Walk:
     """Refuse before the work what cannot be written after it."""
     from ..atomic import check_output
-    from ..scan.copies import check_folder
-    from ..scan.kinds import is_wanted
+    from ..header import printable
+    from ..scan.opening import is_something
+    from ..scan.output_folder import check_folder
     from ..scan.walk import Walk
 
     folders = [folder for folder in (args.censor_to, args.move_to) if folder]
@@ -176,13 +160,18 @@ def _walk(args: argparse.Namespace) -> Walk:
     reports = [file for name in REPORTS if (file := getattr(args, name))]
     for file in reports:
         check_output(file, *named, overwrite=args.overwrite)
-    for file in filter(None, [*reports, args.journal]):
-        if is_wanted(file.name):
+    written = [*reports, args.journal] if args.journal else reports
+    for file in written:
+        if is_something(str(file)):
             raise FileError(
-                "file_exists", f"{file} is called like a picture, a video or a ZIP; name another."
+                "file_exists",
+                f"{printable(file, 1000)} is, or is called like, a picture, a video or a ZIP; name "
+                "another.",
             )
-    if len({os.path.realpath(file) for file in reports}) < len(reports):
-        raise FileError("file_exists", "Two reports have one name; give each its own.")
+    if len({os.path.realpath(file) for file in written}) < len(written):
+        raise FileError(
+            "file_exists", "Two reports, or a report and the journal, have one name; name another."
+        )
     return walk
 
 
@@ -191,19 +180,9 @@ def _judge(args: argparse.Namespace, policy: Policy) -> tuple[Judge, tuple[str, 
     from PIL import Image
 
     from .. import guard
-    from ..detect.shelf import Shelf, named_folders
-    from ..place import find_place, own_folder
     from ..scan.run import Judge
 
-    shelf = Shelf(
-        *args.detectors,
-        *find_place(own_folder()).detector_folders,
-        *named_folders(),
-        model=args.model,
-        backend=args.backend,
-        device=args.device,
-        threads=args.threads,
-    )
+    shelf = open_shelf(args)
     images = policy.images
     for name in images.detectors:  # by hand, once: the guard would speak of a picture
         shelf.open(name, resolution=images.resolution, limits=images.limits)
@@ -227,10 +206,14 @@ def _wishes(args: argparse.Namespace) -> Wishes:
 
     return Wishes(
         limits=Limits(args.max_pixels, args.max_frames, args.every),
-        copies=Copies(args.censor_to, args.overwrite) if args.censor_to else None,
+        copies=Copies(_absolute(args.censor_to), args.overwrite) if args.censor_to else None,
         previews=MOST_CARDS if args.html else 0,
-        move_to=args.move_to,
+        move_to=_absolute(args.move_to) if args.move_to else None,
     )
+
+
+def _absolute(folder: Path) -> Path:
+    return Path(os.path.abspath(folder))
 
 
 @contextlib.contextmanager
@@ -240,6 +223,7 @@ def _bar(
     """Lines on standard output, and a bar with counts on standard error if that is a terminal."""
     from tqdm import tqdm
 
+    from ..header import printable
     from ..scan.report import named
 
     with tqdm(unit="file", leave=False, disable=None, dynamic_ncols=True) as bar:
@@ -250,8 +234,8 @@ def _bar(
             counts["failed" if failed else "flagged"] += 1
             if not quiet:
                 word = f"failed [{result.code}]" if failed else result.action
-                note = f" {result.note}" if result.note else ""
-                line = f"{_near(named(result))}: {word}: {result.reason}{note}"
+                told = f"{result.reason} {result.note}" if result.note else result.reason
+                line = f"{_near(named(result))}: {word}: {printable(told, 8192)}"
                 with bar.external_write_mode(file=sys.stdout):
                     print(line, flush=True)
 
@@ -281,12 +265,6 @@ def _print_summary(args: argparse.Namespace, counts: Mapping[str, int]) -> None:
     for name in REPORTS:
         if file := getattr(args, name):
             print(f"wrote {file}")
-
-
-def _whole(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
 
 
 def _seconds(text: str) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, SafeGenError
+from . import add_detector_options, detector_folders, open_shelf
 
 if TYPE_CHECKING:
     from ..detect.shelf import Shelf
@@ -38,7 +39,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="the model, its licence, its labels, what runs it and how fast",
         description="Open NudeNet as `safegen check` would, look a few times, and say what it is.",
     )
-    _add_detector(info)
+    add_detector_options(info.add_argument_group("advanced"))
     info.set_defaults(run=_info)
     measure = actions.add_parser(
         "measure",
@@ -69,7 +70,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     measure.add_argument("--json", type=Path, metavar="FILE", help="write the counts here as well")
     measure.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    _add_detector(measure)
+    add_detector_options(measure.add_argument_group("advanced"))
     measure.set_defaults(run=_measure)
 
 
@@ -102,33 +103,6 @@ class Tally:
         ]
 
 
-def _add_detector(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("advanced")
-    group.add_argument(
-        "--model", type=Path, metavar="FILE", help="NudeNet's ONNX file (default: it is searched)"
-    )
-    group.add_argument(
-        "--detectors",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder of detectors (may be repeated)",
-    )
-    group.add_argument(
-        "--backend",
-        choices=("auto", "onnxruntime", "torch"),
-        default="auto",
-        help="what runs the detector (default: %(default)s)",
-    )
-    group.add_argument(
-        "--device", default="cpu", help="cpu, auto, or a torch device (default: %(default)s)"
-    )
-    group.add_argument(
-        "--threads", type=int, help="threads of the detector (default: a share of the machine)"
-    )
-
-
 def _info(args: argparse.Namespace) -> int:
     import torch
 
@@ -136,7 +110,7 @@ def _info(args: argparse.Namespace) -> int:
     from ..detect.nudenet import KNOWN, NudeNet, find_model
     from ..header import printable
 
-    file = args.model or find_model(_folders(args))
+    file = args.model or find_model(detector_folders(args))
     network = open_network(file, backend=args.backend, device=args.device, threads=args.threads)
     model, detector = network.model, NudeNet(network)
     times = []
@@ -156,7 +130,7 @@ def _info(args: argparse.Namespace) -> int:
         "device": str(network.device),
         "first look": f"{times[0]:.0f} ms",
         "later looks": f"{statistics.median(times[1:]):.0f} ms (512 x 512, blank, one by one)",
-        "detectors": printable(", ".join(_shelf(args).names()), 2000),
+        "detectors": printable(", ".join(open_shelf(args).names()), 2000),
     }
     width = max(map(len, facts))
     print("\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items()))
@@ -176,7 +150,7 @@ def _measure(args: argparse.Namespace) -> int:
     if args.json:
         check_output(args.json, overwrite=args.overwrite)
     given = Policy.open(args.policy)
-    shelf = _shelf(args)
+    shelf = open_shelf(args)
     policies = [_at(given, mode) for mode in args.resolution or [given.images.resolution]]
     detectors = [_probe(policy, shelf) for policy in policies]
     tallies = [
@@ -247,7 +221,8 @@ def _tally(name: str, folder: Path, policy: Policy, shelf: Shelf) -> Tally:
 
 def _verdicts(folder: Path, judge: Callable[[Any], Verdict]) -> Iterator[list[Verdict]]:
     """The verdicts of every file's frames; an empty list for a file that cannot be read."""
-    from ..scan.media import Limits, Media, open_file, pillow_limits
+    from ..scan.media import Limits, Media, pillow_limits
+    from ..scan.opening import open_file
     from ..scan.walk import Walk
 
     limits = Limits()
@@ -289,22 +264,3 @@ def _values(tally: Tally) -> dict[str, Any]:
         "flagged_at": {f"{threshold:g}": count for threshold, count in tally.at.items()},
         "flagged_by_policy": tally.policy,
     }
-
-
-def _folders(args: argparse.Namespace) -> list[Path]:
-    from ..detect.shelf import named_folders
-    from ..place import find_place, own_folder
-
-    return [*args.detectors, *find_place(own_folder()).detector_folders, *named_folders()]
-
-
-def _shelf(args: argparse.Namespace) -> Shelf:
-    from ..detect.shelf import Shelf
-
-    return Shelf(
-        *_folders(args),
-        model=args.model,
-        backend=args.backend,
-        device=args.device,
-        threads=args.threads,
-    )

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from ..errors import FileError
 from ..header import printable
-from .kinds import ZIPS, extension, is_wanted
+from .kinds import START, ZIPS, Kind, content_of, extension, is_wanted
 
 MAX_MEMBER = 2**27
 """Bytes of one member, unpacked. Larger pictures exist, but their place is a folder."""
@@ -35,11 +35,13 @@ class Member:
         part: its number in the ZIP's own list, from 1; names may be there twice.
         name: as the ZIP has it.
         place: its path with forward slashes; empty if it leads out of the archive.
+        size: bytes that it has, as the ZIP promises.
     """
 
     part: int
     name: str
     place: str
+    size: int
     _archive: Archive
     _info: zipfile.ZipInfo
 
@@ -54,12 +56,10 @@ class Member:
             raise FileError(
                 "file_zip_name", "Its name leads out of the ZIP it is in; it was not looked at."
             )
-        if extension(self.name) in ZIPS:
+        if extension(self.name) in ZIPS or self._archive.content(self._info) == "zip":
             raise FileError(
                 "file_zip_nested", "It is a ZIP inside a ZIP; unpack the outer one and check again."
             )
-        if self._info.flag_bits & _ENCRYPTED:
-            raise FileError("file_zip_encrypted", "It is encrypted; unpack it and check again.")
         return self._archive.read(self._info)
 
 
@@ -76,6 +76,8 @@ class Archive:
     def __init__(self, file: BinaryIO) -> None:
         self.ignored = 0
         """Members that are neither pictures nor videos nor ZIPs, so far."""
+        self.wanted = 0
+        """Members that were given, so far."""
         self._file = file
         try:
             size = file.seek(0, os.SEEK_END)
@@ -102,14 +104,27 @@ class Archive:
         self._file.close()
 
     def __iter__(self) -> Iterator[Member]:
-        self.ignored = 0
+        self.ignored = self.wanted = 0
         for part, info in enumerate(self._zip.infolist(), start=1):
-            if info.is_dir():
+            name = info.filename
+            if info.is_dir() and not info.file_size:
                 continue
-            if is_wanted(info.filename):
-                yield Member(part, info.filename, _place(info.filename), self, info)
+            if self._is_something(info):
+                self.wanted += 1
+                yield Member(part, name, _place(name), info.file_size, self, info)
             else:
                 self.ignored += 1
+
+    def _is_something(self, info: zipfile.ZipInfo) -> bool:
+        """Whether to look at a member; one whose beginning cannot be read may be a picture."""
+        try:
+            return is_wanted(info.filename) or self.content(info) is not None
+        except FileError:
+            return True
+
+    def content(self, info: zipfile.ZipInfo) -> Kind | None:
+        """What a member's first bytes tell; raises as `Member.open`."""
+        return content_of(self._unpack(info, START).getvalue(), info.filename)
 
     def read(self, info: zipfile.ZipInfo) -> BinaryIO:
         """A member's bytes; see `Member.open`."""
@@ -119,6 +134,12 @@ class Archive:
                 f"It promises {info.file_size} bytes, more than {MAX_MEMBER} from a ZIP; unpack it "
                 "and check again.",
             )
+        # Never more than it promised: zipfile stops there, and then compares checksums.
+        return self._unpack(info, info.file_size)
+
+    def _unpack(self, info: zipfile.ZipInfo, size: int) -> io.BytesIO:
+        if info.flag_bits & _ENCRYPTED:
+            raise FileError("file_zip_encrypted", "It is encrypted; unpack it and check again.")
         if info.compress_type not in _METHODS:
             raise FileError(
                 "file_zip_method",
@@ -126,9 +147,12 @@ class Archive:
                 "and check again.",
             )
         try:
-            # Never more than it promised: zipfile stops there, and then compares checksums.
-            with self._zip.open(info) as member:
-                return io.BytesIO(member.read(info.file_size))
+            unpacked = io.BytesIO()
+            with self._zip.open(info) as member:  # in pieces: a read of all takes twice its memory
+                while piece := member.read(min(2**20, size - unpacked.tell())):
+                    unpacked.write(piece)
+            unpacked.seek(0)
+            return unpacked
         except Exception as error:  # this member fails, whatever its unpacker raises
             reason = printable(error) or type(error).__name__
             raise FileError("file_zip_damaged", f"It cannot be unpacked: {reason}.") from error

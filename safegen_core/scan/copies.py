@@ -7,17 +7,20 @@ where the uncensored picture (EXIF thumbnails) or its prompt (PNG text) may stan
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from ..atomic import atomic_path
 from ..detect.pictures import views
-from ..errors import FileError, PictureError
+from ..errors import PictureError
 from ..header import printable
+from .opening import identity
+from .output_folder import mark, numbered
 
 MOST_PIXELS = 2**27
 """Of all frames of an animation together: Pillow wants them all at once to write them."""
@@ -43,11 +46,17 @@ class Copies:
 
     Attributes:
         folder: where; made when the first copy is written.
-        overwrite: whether an existing file may be replaced.
+        overwrite: whether a file of an earlier run may be replaced.
     """
 
     folder: Path
     overwrite: bool = False
+    _kept: set[tuple[int, int] | str] = field(default_factory=set, repr=False)
+
+    def keep(self, path: str) -> None:
+        """Never replace this file: it is a copy that a result names."""
+        with contextlib.suppress(OSError):
+            self._kept.add(identity(path))
 
     def write(
         self,
@@ -82,10 +91,11 @@ class Copies:
                 saving["duration"] = [round(duration) for duration in durations]
             if loop is not None:
                 saving["loop"] = loop
-        target = self.folder / place
+        mark(self.folder)
+        target = self._name(self.folder / place)
         with (
             atomic_path(target, overwrite=self.overwrite) as temporary,
-            temporary.open("wb") as file,
+            temporary.open("w+b") as file,  # pages of a TIFF are read again to be chained
         ):
             try:
                 first.save(file, format=format, **saving)
@@ -97,7 +107,18 @@ class Copies:
                 raise PictureError(
                     "picture_format", f"It cannot be written as {format}: {printable(error)}."
                 ) from error
+        self.keep(str(target))
         return target
+
+    def _name(self, wanted: Path) -> Path:
+        """The name, numbered if it leads to a copy that is kept: members may share a name."""
+        for target in numbered(wanted):
+            try:
+                if identity(str(target)) not in self._kept:
+                    return target
+            except (OSError, ValueError):  # not there, or not to be; writing tells
+                return target
+        return wanted
 
 
 def plain(picture: Image.Image) -> Image.Image:
@@ -112,27 +133,6 @@ def preview(censored: Image.Image) -> bytes:
     file = io.BytesIO()
     small.save(file, format="JPEG", quality=80)
     return file.getvalue()
-
-
-def check_folder(folder: Path, roots: Sequence[str]) -> None:
-    """Refuse a folder of copies or flagged files in which originals may lie under the same names.
-
-    Args:
-        folder: to be written to.
-        roots: folders that are searched, or that hold the files that are looked at.
-
-    Raises:
-        FileError: `file_exists`, `file_unwritable`.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise FileError("file_unwritable", f"{folder} is not a folder; name another.")
-    there = folder.resolve()
-    for root in map(Path, roots):
-        if there == root.resolve() or there in root.resolve().parents:
-            raise FileError(
-                "file_exists",
-                f"{folder} holds files that are being checked ({root}); name a folder of its own.",
-            )
 
 
 def _writable() -> Mapping[str, object]:

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from ..errors import SafeGenError
+from ..errors import PictureError, SafeGenError
 from ..guard import Verdict
+from .copies import MOST_PIXELS, plain
+from .media import Media
 from .result import Result
+
+_PAGES = ("TIFF", "MPO")  # whose pictures have nothing to do with each other
 
 _WEIGHT = {"release": 0, "censor": 1, "withhold": 2}
 
@@ -84,3 +88,46 @@ def result_of(path: str, member: str | None, verdict: Verdict, frames: int) -> R
         frames=frames,
         verdict=verdict.to_values(),
     )
+
+
+def filmed(
+    media: Media,
+    verdicts: Sequence[Verdict],
+    render: Callable[[Image.Image, Verdict], Image.Image],
+) -> Film:
+    """The censored frames of an animation.
+
+    Raises:
+        PictureError: `picture_too_large`, `picture_frames`, and those of `Media.frames`.
+    """
+    if media.format not in _PAGES:
+        verdicts = steadied(verdicts)
+    frames: list[Image.Image] = []
+    durations: list[float] = []
+    pixels = 0
+    for frame, verdict in zip(media.frames(), verdicts, strict=False):
+        frames.append(plain(render(frame, verdict)))
+        durations.append(frame.info.get("duration", 0))
+        pixels += frames[-1].width * frames[-1].height
+        if pixels > MOST_PIXELS:
+            raise PictureError("picture_too_large", "It is too long to be written anew.")
+    if len(frames) != len(verdicts):
+        raise PictureError("picture_frames", "It was read differently a second time.")
+    return Film(frames, durations if any(durations) else [], media.loop)
+
+
+def steadied(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """What was found in a frame is found in its neighbours, too.
+
+    Detectors blink: what moves on through three frames is often missed in the middle one.
+    """
+    steady = []
+    for index, own in enumerate(verdicts):
+        around = [*verdicts[max(0, index - 1) : index], *verdicts[index + 1 : index + 2]]
+        near = [found for other in around if other.size == own.size for found in other.findings]
+        if near and own.cause != "error":
+            action = "censor" if own.action == "release" else own.action
+            findings = (*own.findings, *near)
+            own = replace(own, action=action, cause="detection", findings=findings)
+        steady.append(own)
+    return steady

@@ -7,6 +7,7 @@ looked at and no others: a file counts as done in the same transaction that hold
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -14,8 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import FileError
+from ..header import printable
 from .result import Result, failure
 from .walk import Found
+
+NO_COPY = "No copy: "
+"""How a note begins that says why a censored copy was not written."""
+
+_ACTIONS, _CAUSES = ("release", "censor", "withhold"), ("clear", "detection", "error")
 
 # Files of this run: seen by this walk, or moved away by an earlier walk of the same run.
 _OURS = "(walk = :walk OR (moved IS NOT NULL AND walk >= :first))"
@@ -50,9 +58,10 @@ class Journal:
             copies: whether flagged pictures without a copy are queued again, too.
         """
         asked = json.dumps([os.path.abspath(path) for path in paths])
-        self._walk = int(self._fact("walk") or 0) + 1
         goes_on = self._fact("state") == "running" and self._fact("paths") == asked
-        self._first = int(self._fact("first") or self._walk) if goes_on else self._walk
+        with reading():
+            self._walk = _count(self._fact("walk") or 0) + 1
+            self._first = _count(self._fact("first") or self._walk) if goes_on else self._walk
         for name, value in (
             ("walk", self._walk),
             ("first", self._first),
@@ -62,7 +71,8 @@ class Journal:
             self._sql.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, str(value)))
         again = "cause = 'error'"
         if copies:
-            again += " OR (cause = 'detection' AND copy IS NULL AND note IS NULL)"
+            told = f"COALESCE(note, '') LIKE '%{NO_COPY}%'"
+            again += f" OR (cause = 'detection' AND copy IS NULL AND NOT {told})"
         again = f"({again}) AND file IN (SELECT id FROM files WHERE moved IS NULL)"
         self._sql.execute(
             f"UPDATE files SET done = 0 WHERE id IN (SELECT file FROM results WHERE {again})"
@@ -101,6 +111,9 @@ class Journal:
             "DELETE FROM results WHERE file IN (SELECT id FROM files WHERE stale = 1)"
         )
         self._sql.execute("UPDATE files SET stale = 0, moved = NULL WHERE stale = 1")
+        self._sql.execute(  # which only a damaged journal has
+            "UPDATE files SET done = 0 WHERE done AND id NOT IN (SELECT file FROM results)"
+        )
         self._sql.commit()
 
     # -- emptying it
@@ -113,8 +126,8 @@ class Journal:
             "ORDER BY path LIMIT 256",
             (self._walk, after),
         ).fetchall():
-            for number, path, place in page:
-                yield Row(number, os.fsdecode(path), os.fsdecode(place))
+            for stored in page:
+                yield _row(*stored)
             after = page[-1][1]
 
     def knows(self, file: int, part: int) -> bool:
@@ -156,11 +169,11 @@ class Journal:
         self._sql.commit()
 
     def remark(self, file: int, note: str) -> None:
-        """Add to the notes of everything in a file that was flagged."""
+        """Add to the notes of everything in a file that was flagged, once."""
         self._sql.execute(
             "UPDATE results SET note = COALESCE(note || ' ', '') || ? "
-            "WHERE file = ? AND cause = 'detection'",
-            (_speakable(note), file),
+            "WHERE file = ? AND cause = 'detection' AND INSTR(COALESCE(note, ''), ?) = 0",
+            (note := _speakable(note), file, note),
         )
 
     def commit(self) -> None:
@@ -184,16 +197,8 @@ class Journal:
             "AND path >= :path AND (path, part) > (:path, :part) ORDER BY path, part LIMIT 256",
             {**self._run, "path": after[0], "part": after[1]},
         ).fetchall():
-            for path, _, *told, verdict, copy, moved, preview, note in page:
-                yield Result(
-                    os.fsdecode(path),
-                    *told,
-                    verdict=json.loads(verdict) if verdict else {},
-                    copy=_path(copy),
-                    moved=_path(moved),
-                    preview=preview,
-                    note=note,
-                )
+            for row in page:
+                yield _result(row)
             after = page[-1][:2]
 
     def flagged_files(self) -> Iterator[tuple[Row, bool]]:
@@ -205,8 +210,8 @@ class Journal:
             "GROUP BY id ORDER BY path LIMIT 256",
             {**self._run, "path": after},
         ).fetchall():
-            for number, path, place, inside in page:
-                yield Row(number, os.fsdecode(path), os.fsdecode(place)), bool(inside)
+            for *stored, inside in page:
+                yield _row(*stored), bool(inside)
             after = page[-1][1]
 
     def counts(self) -> dict[str, int]:
@@ -249,6 +254,50 @@ class Journal:
     def _fact(self, name: str) -> str | None:
         found = self._sql.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return found[0] if found else None
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Call what cannot be read a damaged journal."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FileError(
+            "file_journal",
+            f"The journal is damaged ({printable(error)}); delete it or name another, and "
+            "everything is looked at anew.",
+        ) from error
+
+
+def _count(stored: Any) -> int:
+    if not 0 <= (number := int(stored)) < 2**62:
+        raise ValueError(f"{number} walks")
+    return number
+
+
+def _row(number: int, path: Any, place: Any) -> Row:
+    with reading():
+        return Row(number, os.fsdecode(path), os.fsdecode(place))
+
+
+def _result(row: Sequence[Any]) -> Result:
+    path, _, member, action, cause, code, reason, frames, verdict, copy, moved, preview, note = row
+    with reading():
+        values = json.loads(verdict) if verdict else {}
+        texts = all(text is None or isinstance(text, str) for text in (member, code, reason, note))
+        if action not in _ACTIONS or cause not in _CAUSES or not texts:
+            raise ValueError("a result is none")
+        found = values.get("findings", []) if isinstance(values, dict) else None
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise ValueError("a verdict is none")
+        return Result(
+            os.fsdecode(path),
+            *(member, action, cause, code, reason, frames, values),
+            copy=_path(copy),
+            moved=_path(moved),
+            preview=preview,
+            note=note,
+        )
 
 
 def _speakable(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from ..errors import FileError
 from ..header import printable
-from .journal import Journal
+from .journal import Journal, reading
 
 _APPLICATION = 0x5AFE6E01
 """SQLite's mark of whose file it is, so that nobody's other database is written to."""
@@ -46,26 +47,27 @@ def open_journal(path: Path | None, settings: Mapping[str, Any]) -> Iterator[Jou
         FileError: `file_journal` (not ours, damaged, in use, cannot be written),
             `file_journal_settings`, `file_disk_full`.
     """
+    new = path is None or not os.path.lexists(path)  # an empty file is somebody's, too
     try:
         connection = sqlite3.connect("" if path is None else path, timeout=1)
     except sqlite3.Error as error:
         raise _refusal(path, error) from error
     with contextlib.closing(connection):
         try:
-            _prepare(connection, path, json.dumps(settings, sort_keys=True))
+            _prepare(connection, path, json.dumps(settings, sort_keys=True), new)
             yield Journal(connection)
         except sqlite3.Error as error:
             raise _refusal(path, error) from error
 
 
-def _prepare(connection: sqlite3.Connection, path: Path | None, settings: str) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path | None, settings: str, new: bool) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("BEGIN EXCLUSIVE")  # two runs would judge everything twice
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-    if application == 0 and tables == 0:
+    if new and application == 0 and tables == 0:
         for statement in filter(str.strip, _TABLES.split(";")):
             connection.execute(statement)
         connection.execute("INSERT INTO facts VALUES ('settings', ?)", (settings,))
@@ -77,11 +79,15 @@ def _prepare(connection: sqlite3.Connection, path: Path | None, settings: str) -
             f"{printable(path)} is no journal of this version of safegen check; name another file.",
         )
     else:
-        (before,) = connection.execute("SELECT value FROM facts WHERE name = 'settings'").fetchone()
+        with reading():
+            (before,) = connection.execute(
+                "SELECT value FROM facts WHERE name = 'settings'"
+            ).fetchone()
+            made_with = _told(before)
         if before != settings:
             raise FileError(
                 "file_journal_settings",
-                f"The journal {printable(path)} was made with {_told(before)}; now it is "
+                f"The journal {printable(path)} was made with {made_with}; now it is "
                 f"{_told(settings)}. Verdicts of both would not compare: name another --journal, "
                 "or use the same settings.",
             )
@@ -89,7 +95,7 @@ def _prepare(connection: sqlite3.Connection, path: Path | None, settings: str) -
 
 
 def _told(settings: str) -> str:
-    values = json.loads(settings)
+    values = dict(json.loads(settings))
     return printable(", ".join(f"{name} {value}" for name, value in values.items()), 400)
 
 

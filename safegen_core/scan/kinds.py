@@ -1,18 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What kind of file is this? By name when folders are searched, by content when it is opened."""
+"""What kind of file is this? By its first bytes, and by its name where they do not tell.
+
+Not told apart from other files, and passed over under another name: documents that are no ZIP
+(PDF), and programs that unpack themselves.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from typing import Literal
 
 Kind = Literal["picture", "video", "zip"]
 
-# Formats nobody here can read (HEIC, JPEG XL ...) are among them on purpose: passing them over
-# in silence would call a folder clean that was not looked at.
+# Nobody here can read these. They are wanted on purpose: passing them over in silence would call a
+# folder clean that was not looked at.
+FOREIGN = {
+    *(".arw", ".cr2", ".cr3", ".cur", ".dds", ".dng", ".exr", ".hdr", ".heic", ".heif", ".hif"),
+    *(".ico", ".j2k", ".jp2", ".jxl", ".nef", ".orf", ".pam", ".pbm", ".pcx", ".pfm", ".pgm"),
+    *(".pnm", ".ppm", ".psb", ".psd", ".qoi", ".raf", ".rw2", ".svg", ".svgz", ".tga", ".xcf"),
+}
 PICTURES = {
-    *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif"),
-    *(".jif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".mpo", ".png", ".tif", ".tiff", ".webp"),
+    *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg"),
+    *(".mpo", ".png", ".tif", ".tiff", ".webp", *FOREIGN),
 }
 VIDEOS = {
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
@@ -20,44 +30,91 @@ VIDEOS = {
 }
 ZIPS = {".cbz", ".zip"}
 
-START = 16
-"""Bytes of a file's beginning that `kind_of` wants."""
+# Sound comes in the containers of videos.
+_SOUND = {".m4a", ".m4b", ".m4p", ".mka", ".oga", ".ogg", ".opus", ".spx", ".weba", ".wma"}
+
+START = 512
+"""Bytes of a file's beginning that `content_of` and `kind_of` want."""
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1", b"crx ")
-_STILLS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*", b"MM\0*")
+_STILLS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_FOREIGN = (
+    *(b"8BPS", b"DDS ", b"qoif", b"gimp xcf", b"\x76\x2f\x31\x01", b"\xff\x0a"),
+    *(b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+)
+_PNM = re.compile(rb"P[1-7]\s+[#\dW]")  # PPM and its kin
 _VIDEO = (
     b"\x1aE\xdf\xa3",  # Matroska, WebM
     b"FLV\x01",
     b"\x00\x00\x01\xba",  # MPEG program stream
+    b"\x00\x00\x01\xb3",  # MPEG video alone
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
     b"OggS",
 )
+_QUICKTIME = (b"moov", b"mdat", b"wide", b"pnot")
 
 
 def extension(name: str) -> str:
-    """The ending of a file's name, in lower case, with its dot."""
-    return os.path.splitext(name)[1].lower()
+    """The ending of a file's name, in lower case, with its dot.
+
+    Dots, spaces and slashes behind it are dropped: unpackers drop them, too.
+    """
+    return os.path.splitext(name.rstrip("./ "))[1].lower()
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a file in a folder is called like something to look at."""
+    """Whether a file is called like something to look at."""
     return extension(name) in PICTURES | VIDEOS | ZIPS
 
 
-def kind_of(start: bytes, name: str) -> Kind:
-    """The kind of a file, from its first bytes; its name where they do not tell.
+def is_foreign(start: bytes, name: str) -> bool:
+    """Whether a picture that could not be read is of a format that is not read here."""
+    if start[4:8] == b"ftyp":
+        return not start[8:].startswith(b"avi")
+    return _is_foreign(start) or (extension(name) in FOREIGN and not _is_read(start))
+
+
+def content_of(start: bytes, name: str = "") -> Kind | None:
+    """The kind of a file, from its first bytes; None if they do not tell.
 
     Args:
         start: the first `START` bytes, or fewer if the file is shorter.
-        name: the file's name.
+        name: the file's name, which tells sound from video.
     """
+    if start.startswith(_ZIP):
+        return "zip"
+    if start[4:8] == b"ftyp" and start[8:12] in _STILL_BRANDS:
+        return "picture"
+    if _is_read(start) or _is_foreign(start):
+        return "picture"
+    return "video" if _is_video(start) and extension(name) not in _SOUND else None
+
+
+def kind_of(start: bytes, name: str) -> Kind:
+    """The kind of a file that is to be looked at; arguments as `content_of`."""
     if start.startswith(_ZIP) or extension(name) in ZIPS:
         return "zip"
-    if start[4:8] == b"ftyp":
-        return "picture" if start[8:12] in _STILL_BRANDS else "video"
-    if start.startswith(_VIDEO) or (start[:4] == b"RIFF" and start[8:12] == b"AVI "):
-        return "video"
-    # A still picture keeps its signature whatever it is called.
-    known_still = start.startswith(_STILLS) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
-    return "video" if extension(name) in VIDEOS and not known_still else "picture"
+    named: Kind = "video" if extension(name) in VIDEOS else "picture"
+    return content_of(start) or named
+
+
+def _is_read(start: bytes) -> bool:
+    bmp = start[:2] == b"BM" and start[6:10] == bytes(4)
+    webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    return start.startswith(_STILLS) or bmp or webp
+
+
+def _is_foreign(start: bytes) -> bool:
+    return start.startswith(_FOREIGN) or _PNM.match(start) is not None
+
+
+def _is_video(start: bytes) -> bool:
+    if start.startswith(_VIDEO) or start[4:8] == b"ftyp":
+        return True
+    if start[4:8] in _QUICKTIME and start[0] < 0x20:  # a length, and no text
+        return True
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return True
+    # MPEG transport streams: packets of 188 bytes, or of 192 with a time before each.
+    return start[0:377:188] == b"GGG" or start[4:389:192] == b"GGG"

@@ -20,11 +20,17 @@ from PIL import Image
 from ..detect.pictures import MAX_PIXELS
 from ..errors import PictureError, SafeGenError
 from ..header import printable
-from .kinds import START, kind_of
-from .walk import check_regular, refusal_of
+from .behind import FEW, bytes_behind
+from .kinds import START, is_foreign, kind_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is read, where this Pillow can; JPEG brings its kind of several pictures, MPO."""
+
+MOST_PIXELS = 2**29
+"""Of all pictures that are looked at in one file together, or `PIXELS_PER_BYTE` if that is more."""
+
+# A thousand bytes can promise hours of work, a large file takes its time by right.
+PIXELS_PER_BYTE = 2**10
 
 
 @dataclass(frozen=True)
@@ -56,27 +62,6 @@ def pillow_limits(limits: Limits) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def open_file(path: str) -> BinaryIO:
-    """Open an ordinary file to read it, without ever waiting for one that is not.
-
-    Raises:
-        FileError: `file_missing`, `file_unreadable`, `file_special`, `file_folder`.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        if os.name == "nt" and os.path.isdir(path):  # which Windows calls a lack of permission
-            check_regular(os.stat(path))
-        descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
-        try:
-            check_regular(os.fstat(descriptor))
-            return os.fdopen(descriptor, "rb")
-        except BaseException:
-            os.close(descriptor)
-            raise
-    except (OSError, ValueError) as error:
-        raise refusal_of(error) from error
-
-
 class Media:
     """The pictures of one opened file. Close it, or use it in `with`.
 
@@ -86,7 +71,8 @@ class Media:
         limits: what is too much.
 
     Raises:
-        PictureError: `picture_unreadable`, `picture_too_large`.
+        PictureError: `picture_unreadable`, `picture_format`, `picture_too_large`,
+            `picture_frames`.
         FileError: `file_needs_av`.
     """
 
@@ -98,8 +84,13 @@ class Media:
         """Pillow's name of the format, or "VIDEO"."""
         self.still = False
         """Whether there is one picture, and no more."""
+        self.behind = 0
+        """Bytes behind the picture that are not looked at, if they are many."""
+        self._budget = 0  # pixels
         try:
             with reading_one_file():
+                self._budget = max(MOST_PIXELS, PIXELS_PER_BYTE * file.seek(0, os.SEEK_END))
+                file.seek(0)
                 start = file.read(START)
                 file.seek(0)
                 if kind_of(start, name) == "video":
@@ -107,7 +98,7 @@ class Media:
 
                     check_available()
                 else:
-                    self._open(file)
+                    self._open(file, is_foreign(start, name))
         except BaseException:
             self.close()
             raise
@@ -160,12 +151,18 @@ class Media:
         else:
             yield from self._bounded(self._animation(self._image))
 
-    def _open(self, file: BinaryIO) -> None:
+    def _open(self, file: BinaryIO, foreign: bool) -> None:
         Image.init()
         known = [name for name in FORMATS if name in Image.OPEN]
         try:
             self._image = image = Image.open(file, formats=known)
         except Image.UnidentifiedImageError:
+            if foreign:
+                raise PictureError(
+                    "picture_format",
+                    "It is a picture of a kind that is not read here; make it one of "
+                    f"{', '.join(known)} and check that.",
+                ) from None
             raise PictureError(
                 "picture_unreadable",
                 f"It is no picture of a kind that is read here ({', '.join(known)}), or damaged.",
@@ -173,6 +170,40 @@ class Media:
         check_pixels(image.size, self._limits.max_pixels)
         self.format = image.format or ""
         self.still = not getattr(image, "is_animated", False)
+        pictures = 1 if self.still else self._count(image)
+        behind = bytes_behind(file, self.format, pictures)
+        self.behind = behind if behind > FEW else 0
+
+    def _count(self, image: Image.Image) -> int:
+        """Count the frames, which decodes none, and refuse too many."""
+        most = self._limits.max_frames
+        if self.format == "TIFF":  # which seeks and counts page by page, in quadratic time
+            try:
+                image.seek(most)
+            except EOFError:
+                image.seek(0)
+                return 1
+            raise self._too_many()
+        count = getattr(image, "n_frames", 1)
+        if count > most:
+            raise self._too_many()
+        self._afford(image.width * image.height * count)
+        return count
+
+    def _too_many(self) -> PictureError:
+        return PictureError(
+            "picture_frames",
+            f"It has more than {self._limits.max_frames} frames and was not wholly looked at; see "
+            "--max-frames.",
+        )
+
+    def _afford(self, pixels: int) -> None:
+        if pixels > self._budget:
+            raise PictureError(
+                "picture_frames",
+                "Its frames have more pixels together than are looked at in one file of its size, "
+                "so it was not wholly looked at; cut it into several.",
+            )
 
     def _animation(self, image: Image.Image) -> Iterator[Callable[[], Image.Image]]:
         def decoded() -> Image.Image:
@@ -191,18 +222,17 @@ class Media:
             yield decoded
 
     def _bounded(self, frames: Iterator[Callable[[], Image.Image]]) -> Iterator[Image.Image]:
+        pixels = 0
         for index in itertools.count():
             with reading_one_file():
                 if (decode := next(frames, None)) is None:
                     break
                 if index >= self._limits.max_frames:
-                    raise PictureError(
-                        "picture_frames",
-                        f"It has more than {self._limits.max_frames} frames and was not wholly "
-                        "looked at; see --max-frames.",
-                    )
+                    raise self._too_many()
                 picture = decode()
                 check_pixels(picture.size, self._limits.max_pixels)
+                pixels += picture.width * picture.height
+                self._afford(pixels)
             yield picture
         if index == 0:
             raise PictureError("picture_unreadable", "It holds no picture.")

@@ -6,13 +6,42 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import itertools
 import os
 import shutil
 from pathlib import Path
 
-from ..errors import FileError
+from ..atomic import atomic_path
+from ..errors import FileError, SafeGenError
 from ..header import printable
+from .journal import Journal
+from .output_folder import mark, numbered
+
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+def move_flagged(journal: Journal, folder: Path) -> None:
+    """Move every file in which something was detected; why one stays is in its results' notes.
+
+    Raises:
+        FileError: `file_disk_full`.
+    """
+    for row, inside in journal.flagged_files():
+        if inside:
+            journal.remark(row.id, "Not moved: it lies in a ZIP.")
+        elif os.path.islink(row.path):  # the link would go, and the picture stay
+            journal.remark(row.id, "Not moved: it is a link.")
+        elif os.path.lexists(row.path):
+            try:
+                mark(folder)
+                target = free_name(folder, row.place)
+                journal.moved(row.id, str(target))
+                move(row.path, target)
+            except SafeGenError as error:
+                journal.moved(row.id, None)
+                if error.code == "file_disk_full":
+                    raise
+                journal.remark(row.id, f"Not moved: {error.message}")
+    journal.commit()
 
 
 def free_name(folder: Path, place: str) -> Path:
@@ -22,14 +51,12 @@ def free_name(folder: Path, place: str) -> Path:
     take the same.
 
     Raises:
-        FileError: `file_unwritable`.
+        FileError: `file_unwritable`, `file_disk_full`.
     """
     wanted = folder / place
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            extra = "" if number == 1 else f" ({number})"
-            target = wanted.with_name(f"{wanted.stem}{extra}{wanted.suffix}")
+        for target in numbered(wanted):
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
                 return target
@@ -42,7 +69,7 @@ def move(source: str, target: Path) -> None:
     """Move a file onto a name taken with `free_name`; across file systems by a compared copy.
 
     Raises:
-        FileError: `file_unwritable`; the original then still lies where it was.
+        FileError: `file_unwritable`, `file_disk_full`; the original then still lies where it was.
     """
     try:
         try:
@@ -51,24 +78,22 @@ def move(source: str, target: Path) -> None:
             if error.errno != errno.EXDEV:
                 raise
             _copy_over(source, target)
-    except OSError as error:
+    except (OSError, FileError) as error:
         with contextlib.suppress(OSError):
             if target.stat().st_size == 0:
                 target.unlink()
+        if isinstance(error, FileError):
+            raise
         raise _refused(target, error) from error
 
 
 def _copy_over(source: str, target: Path) -> None:
-    part = target.with_name(f".{target.name[:32]}.part")
-    try:
-        shutil.copy2(source, part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
+    with atomic_path(target, overwrite=True) as part:
+        shutil.copyfile(source, part)
         if _digest(source) != _digest(part):
             raise OSError(errno.EIO, "the copy differs from the original")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every file system keeps rights and times
+        shutil.copystat(source, target)
     os.unlink(source)
 
 
@@ -81,6 +106,7 @@ def _digest(path: str | Path) -> bytes:
 
 
 def _refused(target: Path, error: Exception) -> FileError:
-    return FileError(
-        "file_unwritable", f"It cannot be moved to {printable(target, 400)}: {printable(error)}."
-    )
+    text = f"It cannot be moved to {printable(target, 400)}: {printable(error, 1000)}."
+    if getattr(error, "errno", None) in _FULL:
+        return FileError("file_disk_full", text)
+    return FileError("file_unwritable", text)

@@ -46,3 +46,8 @@ class Result:
 def failure(path: str, member: str | None, error: SafeGenError) -> Result:
     """The result of a file or member that could not be looked at: it may not be released."""
     return Result(path, member, "withhold", "error", error.code, error.message)
+
+
+def nothing_in(path: str) -> Result:
+    """The result of a ZIP in which there is nothing to look at."""
+    return Result(path, None, "release", "clear", None, "There is no picture or video in this ZIP.")

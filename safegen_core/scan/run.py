@@ -4,33 +4,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
-from ..errors import FileError, PictureError, SafeGenError
+from ..errors import PictureError, SafeGenError
 from ..guard import Verdict
-from . import quarantine
 from .ahead import ahead
-from .archive import Archive
-from .copies import MOST_PIXELS, Copies, plain, preview
-from .film import Film, Worst, result_of
-from .journal import Journal, Row
-from .kinds import START, kind_of
-from .media import Limits, Media, open_file, pillow_limits
-from .result import Result, failure
+from .copies import Copies, plain, preview
+from .film import Film, Worst, filmed, result_of
+from .journal import NO_COPY, Journal
+from .media import Limits, Media, pillow_limits
+from .quarantine import move_flagged
+from .result import Result, failure, nothing_in
+from .tasks import End, Task, tasks
 from .walk import Walk
 
 AT_ONCE = 16
 """Pictures the guard is given together."""
 
 # Larger pictures are decoded in their turn and judged alone, so that memory holds one of them.
-_SMALL = 2**24  # pixels
+_SMALL = 2**24  # pixels, and bytes of a ZIP's member
 _TOGETHER = 2**25  # pixels
 
 
@@ -93,40 +90,22 @@ def run(walk: Walk, journal: Journal, judge: Judge, wishes: Wishes, told: Told) 
     journal.filled()
     for result in journal.results(attention=True):
         told.found(result)
+        if wishes.copies and result.copy:
+            wishes.copies.keep(result.copy)
     with pillow_limits(wishes.limits):
         _Run(journal, judge, wishes, told).empty()
     if wishes.move_to is not None:
-        _move_flagged(journal, wishes.move_to)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One picture, animation or video to be looked at; `read` opens it anew each time."""
-
-    row: Row
-    part: int
-    member: str | None
-    place: str
-    read: Callable[[], BinaryIO]
-
-
-@dataclass(frozen=True)
-class _End:
-    """Everything of a file has been looked at."""
-
-    row: Row
-    size: int
-    mtime_ns: int
-    archive: Archive | None = None
+        move_flagged(journal, wishes.move_to)
 
 
 @dataclass(frozen=True)
 class _Seen:
     """A still picture that waits for its verdict, or the reason why there is no picture."""
 
-    task: _Task
-    format: str
+    task: Task
     picture: Image.Image | SafeGenError
+    format: str = ""
+    note: str | None = None
 
 
 class _Run:
@@ -135,15 +114,15 @@ class _Run:
         self._judge = judge
         self._wishes = wishes
         self._told = told
-        self._batch: list[_Seen | _End] = []
+        self._batch: list[_Seen | End] = []
         self._previews = wishes.previews - journal.previews()
         self._done, self._total = journal.size()
 
     def empty(self) -> None:
         """Work through the queue."""
         self._told.progress(self._done, self._total)
-        for item, future in ahead(self._items(), self._start, self._wishes.threads):
-            if isinstance(item, _End):  # into the batch of its picture: done and decided at once
+        for item, future in ahead(tasks(self._journal), self._start, self._wishes.threads):
+            if isinstance(item, End):  # into the batch of its picture: done and decided at once
                 self._batch.append(item)
                 continue
             if self._is_full():
@@ -151,54 +130,26 @@ class _Run:
             self._take(item, future)
         self._flush()
 
-    # -- what there is
-
-    def _items(self) -> Iterator[_Task | _End]:
-        for row in self._journal.queue():
-            try:
-                file = open_file(row.path)
-            except SafeGenError as error:
-                yield _Task(row, 0, None, row.place, partial(_refuse, error))
-                yield _End(row, 0, 0)
-                continue
-            seen = os.fstat(file.fileno())
-            if kind_of(file.read(START), row.path) == "zip":
-                yield from self._members(row, file, seen)
-            else:
-                file.close()
-                yield _Task(row, 0, None, row.place, partial(_open_same, row.path, seen))
-                yield _End(row, seen.st_size, seen.st_mtime_ns)
-
-    def _members(self, row: Row, file: BinaryIO, seen: os.stat_result) -> Iterator[_Task | _End]:
-        archive = None
-        try:
-            archive = Archive(file)
-        except SafeGenError as error:
-            yield _Task(row, 0, None, row.place, partial(_refuse, error))
-        for member in archive or ():
-            if not self._journal.knows(row.id, member.part):
-                place = f"{row.place}/{member.place}"
-                yield _Task(row, member.part, member.name, place, member.open)
-        yield _End(row, seen.st_size, seen.st_mtime_ns, archive)
-
-    def _start(self, item: _Task | _End) -> Media | None:
+    def _start(self, item: Task | End) -> Media | None:
         """In a thread: open, and decode what is small."""
-        if isinstance(item, _End):
+        if isinstance(item, End) or item.in_memory > _SMALL:
             return None
-        media = Media(item.read(), item.member or item.row.path, self._wishes.limits)
+        media = self._open(item)
         if media.still and media.pixels <= _SMALL:
             media.load()
         return media
 
+    def _open(self, task: Task) -> Media:
+        return Media(task.read(), task.name, self._wishes.limits)
+
     # -- looking at it
 
-    def _take(self, task: _Task, future: Future[Media | None]) -> None:
+    def _take(self, task: Task, future: Future[Media | None]) -> None:
         try:
-            media = future.result()
+            media = future.result() or self._open(task)
         except SafeGenError as error:
-            self._batch.append(_Seen(task, "", error))
+            self._batch.append(_Seen(task, error))
             return
-        assert media is not None  # only an _End has none
         with media:
             if not media.still or media.pixels > _SMALL:
                 self._flush()
@@ -206,9 +157,10 @@ class _Run:
                 self._look_through(task, media)
                 return
             try:
-                self._batch.append(_Seen(task, media.format, next(media.frames())))
+                picture = next(media.frames())
+                self._batch.append(_Seen(task, picture, media.format, _note(media)))
             except SafeGenError as error:
-                self._batch.append(_Seen(task, media.format, error))
+                self._batch.append(_Seen(task, error))
 
     def _is_full(self) -> bool:
         seen = [entry.picture for entry in self._batch if isinstance(entry, _Seen)]
@@ -225,26 +177,28 @@ class _Run:
         ]
         verdicts = iter(self._judge.release(pictures) if pictures else ())
         for entry in self._batch:
-            if isinstance(entry, _End):
+            if isinstance(entry, End):
                 self._finish(entry)
             elif isinstance(entry.picture, SafeGenError):
                 task = entry.task
                 self._record(task, failure(task.row.path, task.member, entry.picture))
             else:
-                self._judged(entry.task, entry.format, entry.picture, next(verdicts))
+                self._judged(entry, entry.picture, next(verdicts))
         self._batch.clear()
         self._journal.commit()
         self._told.progress(self._done, self._total)
 
-    def _judged(self, task: _Task, format: str, picture: Image.Image, verdict: Verdict) -> None:
+    def _judged(self, seen: _Seen, picture: Image.Image, verdict: Verdict) -> None:
+        task = seen.task
         result = result_of(task.row.path, task.member, verdict, frames=1)
+        result = replace(result, note=seen.note)
         if verdict.cause == "detection" and (self._wishes.copies or self._previews > 0):
             shown = plain(self._judge.render(picture, verdict))
             result = self._with_preview(result, shown)
-            result = self._with_copy(task, result, format, lambda: Film([shown]))
+            result = self._with_copy(task, result, seen.format, lambda: Film([shown]))
         self._record(task, result)
 
-    def _look_through(self, task: _Task, media: Media) -> None:
+    def _look_through(self, task: Task, media: Media) -> None:
         """Judge every frame; the weightiest verdict stands for the file."""
         verdicts: list[Verdict] = []
         worst = Worst()
@@ -271,6 +225,7 @@ class _Run:
             self._record(task, failure(task.row.path, task.member, cut))
             return
         result = worst.result(task.row.path, task.member, len(verdicts), cut)
+        result = replace(result, note=_note(media))
         if worst.is_detection and self._previews > 0:
             shown = plain(self._judge.render(worst.frame, worst.verdict))
             result = self._with_preview(result, shown)
@@ -281,24 +236,15 @@ class _Run:
         self._record(task, result)
 
     def _film(
-        self, task: _Task, format: str, verdicts: Sequence[Verdict], cut: SafeGenError | None
+        self, task: Task, format: str, verdicts: Sequence[Verdict], cut: SafeGenError | None
     ) -> Film:
-        """The censored frames of an animation, read and rendered anew."""
+        """The censored frames of an animation, read anew."""
         if format == "VIDEO":
             raise PictureError("picture_format", "Copies of videos are not written.")
         if cut is not None:
             raise PictureError("picture_frames", "It was not wholly looked at.")
-        frames: list[Image.Image] = []
-        durations: list[float] = []
-        with Media(task.read(), task.member or task.row.path, self._wishes.limits) as media:
-            for frame, verdict in zip(media.frames(), verdicts, strict=False):
-                frames.append(plain(self._judge.render(frame, verdict)))
-                durations.append(frame.info.get("duration", 0))
-                if sum(done.width * done.height for done in frames) > MOST_PIXELS:
-                    raise PictureError("picture_too_large", "It is too long to be written anew.")
-            if len(frames) != len(verdicts):
-                raise PictureError("picture_frames", "It was read differently a second time.")
-            return Film(frames, durations if any(durations) else [], media.loop)
+        with self._open(task) as media:
+            return filmed(media, verdicts, self._judge.render)
 
     # -- writing it down
 
@@ -309,7 +255,7 @@ class _Run:
         return replace(result, preview=preview(shown))
 
     def _with_copy(
-        self, task: _Task, result: Result, format: str, film: Callable[[], Film]
+        self, task: Task, result: Result, format: str, film: Callable[[], Film]
     ) -> Result:
         if self._wishes.copies is None:
             return result
@@ -321,48 +267,27 @@ class _Run:
         except SafeGenError as error:
             if error.code == "file_disk_full":
                 raise
-            return replace(result, note=f"No copy: {error.message}")
+            note = f"{result.note} " if result.note else ""
+            return replace(result, note=f"{note}{NO_COPY}{error.message}")
         return replace(result, copy=str(target))
 
-    def _record(self, task: _Task, result: Result) -> None:
+    def _record(self, task: Task, result: Result) -> None:
         self._journal.record(task.row.id, task.part, result)
         if result.action != "release":
             self._told.found(result)
 
-    def _finish(self, end: _End) -> None:
+    def _finish(self, end: End) -> None:
         ignored = 0
         if end.archive is not None:
             ignored = end.archive.ignored
             end.archive.close()
+            if not end.archive.wanted:  # every file has its result
+                self._journal.record(end.row.id, 0, nothing_in(end.row.path))
         self._journal.finish(end.row.id, end.size, end.mtime_ns, ignored)
         self._done += 1
 
 
-def _open_same(path: str, seen: os.stat_result) -> BinaryIO:
-    file = open_file(path)
-    now = os.fstat(file.fileno())
-    if (now.st_size, now.st_mtime_ns) != (seen.st_size, seen.st_mtime_ns):
-        file.close()
-        raise FileError("file_changed", "It changed while it was looked at; check it again.")
-    return file
-
-
-def _refuse(error: SafeGenError) -> BinaryIO:
-    raise error
-
-
-def _move_flagged(journal: Journal, folder: Path) -> None:
-    for row, inside in journal.flagged_files():
-        if inside:
-            journal.remark(row.id, "Not moved: it lies in a ZIP.")
-        elif os.path.lexists(row.path):
-            try:
-                target = quarantine.free_name(folder, row.place)
-                journal.moved(row.id, str(target))
-                quarantine.move(row.path, target)
-            except SafeGenError as error:
-                if error.code == "file_disk_full":
-                    raise
-                journal.moved(row.id, None)
-                journal.remark(row.id, f"Not moved: {error.message}")
-    journal.commit()
+def _note(media: Media) -> str | None:
+    if not media.behind:
+        return None
+    return f"Behind the picture are {media.behind} bytes more, which were not looked at."

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from functools import partial
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -14,7 +15,8 @@ from ..errors import FileError
 # A "video" may be a list of addresses; FFmpeg is told to open neither those nor other files.
 _OPTIONS = {
     "protocol_whitelist": "none",
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,asf,ogg",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,mpegvideo,asf,"
+    "ogg",
 }
 
 _ROUNDING = 1e-6  # seconds
@@ -37,6 +39,10 @@ def check_available() -> None:
 def frames(file: BinaryIO, every: float) -> Iterator[Callable[[], Image.Image]]:
     """Functions that make pictures of a video's frames, of every picture stream in it.
 
+    Times are the file's own word. A frame is passed over only if it is shown less than `every`
+    seconds after the last one that was given, and for less than that; so wherever time runs
+    backwards (files joined end to end) or jumps, frames are given.
+
     Args:
         file: open at its beginning.
         every: seconds between two frames; 0 gives all. The first frame is always given.
@@ -50,12 +56,28 @@ def frames(file: BinaryIO, every: float) -> Iterator[Callable[[], Image.Image]]:
         streams = container.streams.video
         for stream in streams:
             stream.thread_type = "AUTO"
-        due: dict[int, float] = {}
+        given: dict[int, float] = {}
+        passed: dict[int, Any] = {}  # the last frame, if it was not given
         for packet in container.demux(*streams) if streams else ():
             for frame in packet.decode():
-                at = frame.time
-                if at is not None and at + _ROUNDING < due.get(packet.stream_index, at):
+                stream, at = packet.stream_index, frame.time
+                last = passed.pop(stream, None)
+                if last is not None and not _within(last.time, at, every):
+                    yield partial(_upright, last)
+                if _within(given.get(stream), at, every):
+                    passed[stream] = frame
                     continue
                 if at is not None:
-                    due[packet.stream_index] = at + every
-                yield frame.to_image
+                    given[stream] = at
+                yield partial(_upright, frame)
+
+
+def _within(begin: float | None, at: float | None, every: float) -> bool:
+    return begin is not None and at is not None and begin <= at < begin + every - _ROUNDING
+
+
+def _upright(frame: Any) -> Image.Image:
+    """As it is played: phones write down how they were held."""
+    picture = frame.to_image()
+    turned = round(getattr(frame, "rotation", 0) / 90) * 90  # counter-clockwise; new in PyAV 14
+    return picture.rotate(turned, expand=True) if turned % 360 else picture

@@ -10,13 +10,12 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import FileError, SafeGenError
-from .kinds import is_wanted
+from .opening import check_regular, identity, is_something, refusal_of
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,11 @@ class Root:
         folder: absolute.
         file: the one file that was named; None for a folder or a pattern.
         pattern: parts a path below `folder` must fit; empty fits everything.
-        walked: whether everything in the folder may be looked at, not only `file`.
     """
 
     folder: str
     file: str | None = None
     pattern: tuple[str, ...] = ()
-
-    @property
-    def walked(self) -> bool:
-        """Whether the folder is walked, and not only one file of it looked at."""
-        return self.file is None
 
 
 class Walk:
@@ -65,8 +58,8 @@ class Walk:
     Args:
         paths: files, folders, and patterns with `*`, `?`, `[...]` and `**`. A name that exists is
             that file, whatever signs are in it. A file that is named is looked at whatever it is
-            called and even if it is a link; in folders only what is called like a picture, a video
-            or a ZIP.
+            called and even if it is a link; in folders only what is a picture, a video or a ZIP, by
+            its name or by its first bytes.
         follow_links: enter linked folders and files, too.
         exclude: folders that are not entered (where copies and flagged files go).
     """
@@ -83,7 +76,7 @@ class Walk:
 
     def __iter__(self) -> Iterator[Found]:
         self.ignored = 0
-        self._entered = {_identity(str(folder)) for folder in self._exclude if folder.is_dir()}
+        self._entered = {identity(str(folder)) for folder in self._exclude if folder.is_dir()}
         for root in self.roots:
             if root.file is not None:
                 yield self._file(os.path.join(root.folder, root.file), root)
@@ -98,9 +91,9 @@ class Walk:
             folder = waiting.pop()
             below: list[str] = []
             try:
-                if (identity := _identity(folder)) in entered:
+                if (known := identity(folder)) in entered:
                     continue
-                entered.add(identity)
+                entered.add(known)
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         found = self._entry(entry, root)
@@ -131,7 +124,7 @@ class Walk:
             return _leads_to_match(parts, root.pattern)
         if not _fits(parts, root.pattern):
             return False
-        if not is_folder and not is_wanted(entry.name):
+        if not is_folder and not is_something(entry.path):
             self.ignored += 1
             return False
         if is_link and not self._follow_links:
@@ -159,28 +152,6 @@ class Walk:
         return "/".join(part for part in (label, below) if part)
 
 
-def check_regular(seen: os.stat_result) -> None:
-    """Refuse what is no ordinary file: opening a FIFO or a device could wait for ever.
-
-    Raises:
-        FileError: `file_special`, `file_folder`.
-    """
-    if stat.S_ISDIR(seen.st_mode):
-        raise FileError("file_folder", "It is a folder where a file was expected.")
-    if not stat.S_ISREG(seen.st_mode):
-        raise FileError(
-            "file_special", "It is not an ordinary file (a pipe, a socket or a device)."
-        )
-
-
-def refusal_of(error: OSError | ValueError) -> FileError:
-    """Why the system would not give us a file."""
-    if isinstance(error, FileNotFoundError):
-        return FileError("file_missing", "It does not exist, or no longer.")
-    reason = getattr(error, "strerror", None) or error
-    return FileError("file_unreadable", f"The system does not let it be read: {reason}.")
-
-
 def _root(path: str) -> Root:
     if not path:  # an empty variable of a script must not mean the folder it runs in
         raise FileError("file_missing", "One of the paths is empty; name a file or a folder.")
@@ -206,12 +177,6 @@ def _labels(folders: Sequence[str]) -> dict[str, str]:
         tries = (name if n == 1 else f"{name}-{n}" for n in range(1, len(different) + 1))
         label_of[folder] = next(label for label in tries if label.casefold() not in taken)
     return label_of
-
-
-def _identity(folder: str) -> tuple[int, int] | str:
-    seen = os.stat(folder)
-    # Some network file systems number nothing.
-    return (seen.st_dev, seen.st_ino) if seen.st_ino else os.path.realpath(folder)
 
 
 def _below(path: str, folder: str) -> str:

@@ -179,6 +179,67 @@ def test_no_option_replaces_an_original(check, pictures, tmp_path):
     assert {path: path.read_bytes() for path in pictures.iterdir()} == before
 
 
+def test_nothing_is_written_where_pictures_may_lie(check, pictures, tmp_path):
+    (pictures / "sub").mkdir()
+    Image.new("RGB", (40, 40), "red").save(pictures / "sub" / "red.png")
+    before = (pictures / "sub" / "red.png").read_bytes()
+    for option in ("--censor-to", "--move-to"):
+        assert (
+            "file_exists" in check(pictures, option, pictures / "sub", "--overwrite", status=2)[1]
+        )
+    assert (pictures / "sub" / "red.png").read_bytes() == before
+    out = pictures / "out"
+    first, _ = check(pictures, "--censor-to", out, status=1)
+    again, _ = check(pictures, "--censor-to", out, "--overwrite", status=1)
+    assert first == again
+    assert (out / "sub" / "red.png").is_file()
+
+
+def test_a_report_is_no_journal_and_no_picture(check, pictures, tmp_path):
+    journal = tmp_path / "j"
+    check(pictures, "--journal", journal, status=1)
+    before = journal.read_bytes()
+    wrong = ("--journal", journal, "--json", journal, "--overwrite")
+    assert "file_exists" in check(pictures, *wrong, status=2)[1]
+    assert journal.read_bytes() == before
+    hidden = pictures / "notes.txt"
+    Image.new("RGB", (40, 40), "red").save(hidden, format="PNG")
+    assert "file_exists" in check(pictures, "--json", hidden, "--overwrite", status=2)[1]
+
+
+def test_paths_in_reports_are_absolute(check, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check(pictures, "--censor-to", "c", "--move-to", "m", "--json", "r.json", status=1)
+    (told,) = [r for r in json.loads((tmp_path / "r.json").read_text())["results"] if r["copy"]]
+    assert told["copy"] == str(tmp_path / "c" / "red.png")
+    assert told["moved"] == str(tmp_path / "m" / "red.png")
+
+
+@pytest.mark.parametrize("option", ["--max-frames", "--max-pixels", "--every"])
+def test_verdicts_under_other_limits_are_not_mixed(check, pictures, tmp_path, option):
+    check(pictures, "--journal", tmp_path / "j", status=1)
+    _, err = check(pictures, "--journal", tmp_path / "j", option, "3", status=2)
+    assert "file_journal_settings" in err
+
+
+def test_verdicts_of_another_release_are_not_mixed(check, pictures, tmp_path, monkeypatch):
+    check(pictures, "--journal", tmp_path / "j", status=1)
+    monkeypatch.setattr("safegen_core.commands.check.__version__", "99")
+    assert "safegen 99" in check(pictures, "--journal", tmp_path / "j", status=2)[1]
+
+
+def test_notes_cannot_steer_the_terminal(check, pictures, tmp_path):
+    name = "\x1b[31m.png"
+    try:
+        (pictures / "red.png").rename(pictures / name)
+    except OSError:
+        pytest.skip("this system has no such names")
+    check(pictures, "--censor-to", tmp_path / "c", status=1)
+    out, _ = check(pictures, "--censor-to", tmp_path / "c", status=1)
+    assert "No copy" in out
+    assert "\x1b" not in out
+
+
 def test_names_cannot_steer_the_terminal(check, tmp_path):
     try:
         (tmp_path / "\x1b[31m\n.png").write_bytes(b"")

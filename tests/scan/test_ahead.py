@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from safegen_core.scan.ahead import ahead
@@ -36,7 +38,11 @@ def test_no_more_is_started_than_the_window():
 
 
 def test_leaving_early_stops_the_threads():
-    running = ahead(range(10**9), abs, 2)
+    before = set(threading.enumerate())
+    done = []
+    running = ahead(range(10**9), done.append, 2)
     assert next(running)[0] == 0
+    assert set(threading.enumerate()) > before
     running.close()
-    assert list(running) == []
+    assert set(threading.enumerate()) == before
+    assert len(done) <= 1 + 2 * 2

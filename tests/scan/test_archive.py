@@ -61,6 +61,21 @@ def test_names_that_lead_out_of_the_archive(name):
     assert caught.value.code == "file_zip_name"
 
 
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+
+
+@pytest.mark.parametrize("name", ["a", "a.png_", "a.png.", "a.png ", "dir.png/", "dir/", "a.txt"])
+def test_pictures_are_looked_at_under_any_name(name):
+    archive = opened(packed([("b.txt", b"no"), (name, PNG)]))
+    assert [member.open().read() for member in archive] == [PNG]
+    assert (archive.wanted, archive.ignored) == (1, 1)
+
+
+def test_what_cannot_be_read_may_be_a_picture():
+    assert codes(packed([("a.txt", b"1" * 99)], zipfile.ZIP_LZMA)) == {"a.txt": "file_zip_method"}
+    assert codes(packed([("a.docx", packed([]))])) == {"a.docx": "file_zip_nested"}
+
+
 def test_backslashes_separate_folders():
     (member,) = opened(packed([("in\\a.png", b"1")]))
     assert member.place == "in/a.png"

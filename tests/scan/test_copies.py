@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import io
+import os
+import warnings
 import zipfile
+from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
 
-from safegen_core.scan.copies import Copies, check_folder, plain
+from safegen_core.scan.copies import Copies, plain
+from safegen_core.scan.output_folder import MARK
 
 SECRET = b"the prompt"
 
@@ -166,7 +170,7 @@ def test_a_picture_a_format_cannot_hold_is_told(refusal, tmp_path):
         "file_unwritable",
     )
     assert refusal(Copies(tmp_path).write, "a", "VIDEO", [huge]) == "picture_format"
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [MARK]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "I;16"])
@@ -178,16 +182,32 @@ def test_plain_pictures_are_rgb_without_anything(draw, mode):
     assert shown.info == {}
 
 
-def test_copies_never_go_where_originals_are(tmp_path, refusal):
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    roots = [str(tmp_path / "in")]
-    assert refusal(check_folder, tmp_path / "in", roots) == "file_exists"
-    assert refusal(check_folder, tmp_path, roots) == "file_exists"
-    assert refusal(check_folder, tmp_path / "in" / "deep" / "..", roots) == "file_exists"
-    check_folder(tmp_path / "in" / "out", roots)
-    check_folder(tmp_path / "out", roots)
-    (tmp_path / "file").touch()
-    assert refusal(check_folder, tmp_path / "file", roots) == "file_unwritable"
+def test_members_of_one_name_are_numbered_even_if_files_may_be_replaced(folder, look, draw):
+    pictures = {}
+    for size in (40, 50, 60):
+        draw("red", size=(size, 32)).save(folder.parent / "r.png")
+        pictures[size] = (folder.parent / "r.png").read_bytes()
+    journal, out = folder.parent / "j", folder.parent / "out"
+    for _ in range(2):  # the second time over the files of the first
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that are there twice
+            with zipfile.ZipFile(folder / "z.zip", "w") as archive:
+                for name, size in (("a.png", 40), ("a.png", 50), ("A.png", 60)):
+                    archive.writestr(name, pictures[size])
+        results = look(folder, journal=journal, copies=Copies(out, overwrite=True))
+        assert len({Path(result.copy).name.casefold() for result in results}) >= 2
+        assert [Image.open(result.copy).width for result in results] == [40, 50, 60]
+        os.utime(folder / "z.zip", ns=(1, 1))
+    assert sum(path.is_file() for path in (out / "z.zip").iterdir()) == 3
+
+
+def test_a_copy_of_an_interrupted_run_is_not_replaced_by_its_namesake(folder, draw):
+    copies = Copies(folder.parent / "out", overwrite=True)
+    first = copies.write("a.png", "PNG", [draw("red")])
+    later = Copies(folder.parent / "out", overwrite=True)
+    later.keep(str(first))
+    assert later.write("a.png", "PNG", [draw()]).name == "a (2).png"
+    assert later.write("b.png", "PNG", [draw()]).name == "b.png"
 
 
 def test_saved_bytes_are_whole_pictures(tmp_path, draw):

@@ -198,6 +198,51 @@ def test_other_files_are_not_taken_for_journals(tmp_path, refusal):
     assert refusal(reopen, tmp_path / "no" / "folder") == "file_journal"
 
 
+def test_an_empty_file_is_somebody_s_too(tmp_path, refusal):
+    (tmp_path / "notes").touch()
+
+    def reopen():
+        with open_journal(tmp_path / "notes", {}):
+            pass
+
+    assert refusal(reopen) == "file_journal"
+    assert (tmp_path / "notes").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM facts WHERE name = 'settings'",
+        "UPDATE facts SET value = 'nojson' WHERE name = 'settings'",
+        "UPDATE facts SET value = '[1]' WHERE name = 'settings'",
+        "UPDATE facts SET value = 'x' WHERE name = 'walk'",
+        "UPDATE facts SET value = 9223372036854775807 WHERE name = 'walk'",
+        "UPDATE facts SET value = -5 WHERE name = 'walk'",
+        "UPDATE results SET verdict = '{bad'",
+        "UPDATE results SET verdict = '[1]'",
+        "UPDATE results SET verdict = '{\"findings\": 3}'",
+        "UPDATE results SET action = 'maybe'",
+        "UPDATE results SET reason = x'ff'",
+        "UPDATE results SET copy = 5",
+        "DROP TABLE results",
+    ],
+)
+def test_a_damaged_journal_is_told(folder, journal, look, refusal, damage):
+    look(folder, journal=journal)
+    with sqlite3.connect(journal) as broken:
+        broken.execute(damage)
+    broken.close()
+    assert refusal(look, folder, journal=journal) == "file_journal"
+
+
+def test_lost_results_are_found_anew(folder, journal, look):
+    first = look(folder, journal=journal)
+    with sqlite3.connect(journal) as broken:
+        broken.execute("DELETE FROM results")
+    broken.close()
+    assert facts(look(folder, journal=journal)) == facts(first)
+
+
 def test_a_temporary_journal_leaves_nothing(folder, tmp_path, look, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.rglob("*"))

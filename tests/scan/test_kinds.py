@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from safegen_core.scan.kinds import START, is_wanted, kind_of
+from safegen_core.scan.kinds import START, content_of, is_foreign, is_wanted, kind_of
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -35,6 +35,9 @@ def test_a_zip_is_one_under_any_name():
         (b"\x1aE\xdf\xa3", "a", "video"),
         (b"RIFF\0\0\0\0AVI LIST", "a", "video"),
         (b"unknown", "a.wmv", "video"),
+        (b"\0\0\0\x08wide\0\0", "a", "video"),
+        ((b"G" + bytes(187)) * 3, "a", "video"),
+        ((bytes(4) + b"G" + bytes(187)) * 3, "a", "video"),
         (b"", "a.png", "picture"),
     ],
 )
@@ -44,4 +47,27 @@ def test_videos(start, name, kind):
 
 def test_pictures_that_nobody_here_can_read_are_not_passed_over():
     assert all(is_wanted(name) for name in ("a.HEIC", "a.jxl", "a.jp2", "a.mkv", "a.cbz"))
+    assert all(
+        is_wanted(name) for name in ("a.tga", "a.ppm", "a.ico", "a.png.", "a.png ", "a.png/")
+    )
     assert not any(is_wanted(name) for name in ("a.txt", "png", "a.png.txt", ".png"))
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"BMW and other cars", b"The wide road", b"P1ease read", b"#!/bin/sh", b"G" * 100],
+)
+def test_texts_are_nothing(start):
+    assert content_of(start, "a.txt") is None
+
+
+def test_sound_is_no_video():
+    assert content_of(b"OggS", "a") == "video"
+    assert content_of(b"OggS", "a.ogg") is None
+    assert kind_of(b"OggS", "a.ogg") == "video"  # of a file that was named
+
+
+@pytest.mark.parametrize("start", [b"8BPS", b"P6 4 4 255 ", b"P5\n# by", b"\0\0\0\x0cJXL "])
+def test_other_pictures_are_known_by_their_content(start):
+    assert content_of(start) == "picture"
+    assert is_foreign(start, "a")

@@ -67,3 +67,28 @@ def test_a_move_that_fails_leaves_the_original(source, tmp_path, monkeypatch, re
 
 def test_a_folder_that_cannot_be_made_is_told(source, refusal):
     assert refusal(free_name, source, "a.png") == "file_unwritable"
+
+
+def test_a_full_disk_is_told_as_such(source, tmp_path, monkeypatch, refusal):
+    def full(*names, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = free_name(tmp_path / "away", "a.png")
+    across(monkeypatch)
+    monkeypatch.setattr("safegen_core.scan.quarantine.shutil.copyfile", full)
+    assert refusal(move, str(source), target) == "file_disk_full"
+    assert source.read_bytes() == b"picture"
+    assert list(target.parent.iterdir()) == []
+    monkeypatch.setattr(os, "open", full)
+    assert refusal(free_name, tmp_path / "away", "b.png") == "file_disk_full"
+
+
+def test_a_copy_across_disks_touches_nobody_s_file(source, tmp_path, monkeypatch):
+    target = free_name(tmp_path / "away", "a.png")
+    theirs = target.with_name(f".{target.name}.part")
+    theirs.write_bytes(b"mine")
+    source.chmod(0o444)
+    across(monkeypatch)
+    move(str(source), target)
+    assert theirs.read_bytes() == b"mine"
+    assert target.read_bytes() == b"picture"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import zipfile
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from safegen_core.scan.copies import Copies
-from safegen_core.scan.media import Limits
+from safegen_core.scan.media import Limits, Media
 
 
 @pytest.fixture
@@ -94,12 +95,14 @@ def test_long_animations_are_judged_piece_by_piece(save, look, shelf):
     assert max(shelf.detector.batches) <= 16
 
 
-def test_what_was_not_wholly_looked_at_is_withheld(save, told):
+def test_what_was_not_wholly_looked_at_is_withheld(save, told, monkeypatch):
     limits = Limits(max_frames=2)
-    assert told(save("a.gif", "white", "gray", "black"), limits=limits) == {
-        "a.gif": ("withhold", "error", "picture_frames")
-    }
-    assert told(save("b.gif", "white", "red", "black"), limits=limits) == {"b.gif": WITHHOLD}
+    cut = ("withhold", "error", "picture_frames")
+    assert told(save("a.gif", "white", "gray", "black"), limits=limits) == {"a.gif": cut}
+    monkeypatch.setattr("safegen_core.scan.media.MOST_PIXELS", 2 * 48 * 32)
+    monkeypatch.setattr("safegen_core.scan.media.PIXELS_PER_BYTE", 0)
+    assert told(save("b.tif", "white", "red", "black")) == {"b.tif": WITHHOLD}
+    assert told(save("c.tif", "white", "gray", "black")) == {"c.tif": cut}
 
 
 def test_a_frame_that_cannot_be_judged_withholds_its_file(save, told):
@@ -130,6 +133,50 @@ def test_a_damaged_zip_is_one_failure(tmp_path, told):
     assert told(tmp_path) == {"z.zip": ("withhold", "error", "file_zip_damaged")}
 
 
+def test_every_file_has_a_result(tmp_path, told, save):
+    folder = save("a.png", "white").parent
+    zipfile.ZipFile(folder / "empty.cbz", "w").close()
+    with zipfile.ZipFile(folder / "really.jpg", "w") as out:
+        out.writestr("a.dat", b"x")
+    (folder / "shot").write_bytes((folder / "a.png").read_bytes())
+    assert told(folder) == dict.fromkeys(("a.png", "empty.cbz", "really.jpg", "shot"), CLEAR)
+
+
+def test_what_lies_behind_a_picture_is_told(save, look, tmp_path):
+    for name, color in (("a.jpg", "white"), ("b.png", "red")):
+        path = save(name, color)
+        path.write_bytes(path.read_bytes() + b"\0\0\0\x18ftypmp42" + bytes(5000))
+    journal = tmp_path / "j"
+    results = look(path.parent, journal=journal)
+    assert ["5012 bytes more" in (result.note or "") for result in results] == [True, True]
+    _, flagged = look(path.parent, journal=journal, copies=Copies(tmp_path / "out"))
+    assert flagged.copy  # a note is not yet the reason why there is none
+
+
+def test_large_members_are_unpacked_one_at_a_time(save, told, tmp_path, monkeypatch):
+    white = save("w.png", "white")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as out:
+        for index in range(6):
+            out.write(white, f"{index}.png")
+    monkeypatch.setattr("safegen_core.scan.run._SMALL", 10)
+    at_once, most = [], []
+    init, close = Media.__init__, Media.close
+
+    def opening(media, *args):
+        at_once.append(media)
+        most.append(len(at_once))
+        init(media, *args)
+
+    def closing(media):
+        at_once.remove(media)
+        close(media)
+
+    monkeypatch.setattr(Media, "__init__", opening)
+    monkeypatch.setattr(Media, "close", closing)
+    assert set(told(tmp_path / "z.zip").values()) == {CLEAR}
+    assert max(most) == 1
+
+
 def test_results_come_in_the_order_of_their_paths(save, look):
     for name in ("c.png", "a.png", "b/a.png", "b.png"):
         folder = save(name, "white")
@@ -149,16 +196,16 @@ def test_large_pictures_are_judged_alone(save, told, shelf, monkeypatch):
 
 
 def test_a_file_that_changes_meanwhile_is_told(save, told, monkeypatch):
-    from safegen_core.scan import run
+    from safegen_core.scan import tasks
 
     path, times = save("a.png", "white"), iter(range(1, 10))
-    open_file = run.open_file
+    open_file = tasks.open_file
 
     def changing(name):
         os.utime(path, ns=(0, next(times) * 10**9))
         return open_file(name)
 
-    monkeypatch.setattr(run, "open_file", changing)
+    monkeypatch.setattr(tasks, "open_file", changing)
     assert told(path) == {"a.png": ("withhold", "error", "file_changed")}
 
 
@@ -192,6 +239,35 @@ def test_flagged_originals_are_moved_and_others_stay(save, look, tmp_path):
     assert (tmp_path / "away" / "in" / "a.png").is_file()
     assert len([r for r in results if r.moved]) == 2
     assert sorted(p.name for p in root.rglob("*.png")) == ["b.png", "bad.png"]
+
+
+def test_links_are_not_moved_and_it_is_said(save, look, tmp_path):
+    real = save("real/a.png", "red")
+    (tmp_path / "links").mkdir()
+    try:
+        os.symlink(real, tmp_path / "links" / "b.png")
+    except OSError:
+        pytest.skip("no right to make links")
+    wishes = {"journal": tmp_path / "j", "follow_links": True, "move_to": tmp_path / "away"}
+    for _ in range(2):  # said once
+        (result,) = look(tmp_path / "links", **wishes)
+    assert result.note == "Not moved: it is a link."
+    assert result.moved is None
+    assert (tmp_path / "links" / "b.png").is_symlink()
+    assert real.is_file()
+
+
+def test_a_full_disk_ends_the_moving(save, look, tmp_path, monkeypatch, refusal):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safegen_core.scan.quarantine.os.replace", full)
+    path, journal = save("a.png", "red"), tmp_path / "j"
+    assert refusal(look, path, move_to=tmp_path / "away", journal=journal) == "file_disk_full"
+    monkeypatch.undo()
+    (result,) = look(path, journal=journal)
+    assert result.moved is None
+    assert path.is_file()
 
 
 def test_members_of_zips_are_not_moved_and_it_is_said(save, look, tmp_path):

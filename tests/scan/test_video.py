@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import struct
 
 import pytest
 
@@ -46,6 +47,65 @@ def test_frames_are_taken_at_their_distance(film, every, frames):
     assert len(pictures) == frames
     reds = [picture.getpixel((30, 20))[0] for picture in pictures]
     assert reds == sorted(reds)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A film of one colour, at times that may be chosen; its bytes."""
+    av = pytest.importorskip("av")
+    from fractions import Fraction
+
+    from PIL import Image
+
+    def make(color, times, format="mpegts", codec="mpeg2video", size=(64, 48)):
+        file = io.BytesIO()
+        with av.open(file, "w", format=format) as out:
+            stream = out.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            stream.max_b_frames = 0
+            for index, at in enumerate(times):
+                shade = color[index] if isinstance(color, list) else color
+                frame = av.VideoFrame.from_image(Image.new("RGB", size, shade))
+                frame.pts, frame.time_base = at, Fraction(1, 25)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+        return file.getvalue()
+
+    return make
+
+
+def reds(pictures):
+    return ["red" if picture.getpixel((30, 20))[0] > 128 else "black" for picture in pictures]
+
+
+@pytest.mark.parametrize(("format", "codec"), [("mpegts", "mpeg2video"), ("mpeg", "mpeg1video")])
+def test_films_joined_end_to_end_are_looked_at_to_the_end(clip, format, codec):
+    black = clip("black", range(250), format=format, codec=codec)
+    red = clip("red", range(100), format=format, codec=codec)
+    seen = reds(read(black + red, "a.mpg"))
+    assert seen.count("black") >= 10
+    assert seen.count("red") >= 4
+
+
+def test_a_first_time_in_the_far_future_hides_nothing(clip):
+    far = clip("black", range(10**6, 10**6 + 2))
+    assert reds(read(far + clip("red", range(100)), "a.mts")).count("red") >= 4
+
+
+def test_a_frame_that_stands_for_long_is_looked_at(clip):
+    times = [0, 5, 500]  # in 25ths of a second
+    film = clip(["black", "red", "black"], times, format="matroska", codec="mpeg4")
+    assert reds(read(film, "a.mkv")) == ["black", "red", "black"]
+
+
+def test_turned_films_are_seen_as_they_are_played(clip):
+    film = bytearray(clip("red", range(3), format="mp4", codec="mpeg4"))
+    matrix = film.index(b"tkhd") + 44
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    assert struct.unpack(">9i", film[matrix : matrix + 36])[0] == 1 << 16
+    film[matrix : matrix + 36] = turned
+    (picture,) = read(bytes(film))
+    assert picture.size == (48, 64)
 
 
 def test_limits_hold_for_videos(film, refusal):

@@ -42,6 +42,15 @@ def test_a_folder_gives_what_is_called_like_a_picture_and_counts_the_rest(tree):
     assert walk.ignored == 2
 
 
+def test_a_picture_is_found_under_any_name(tree, draw):
+    root = tree("notes", "b/c.txt")
+    for name in ("shown", "f.png_", "b/old.dat"):
+        draw().save(root / name, format="PNG")
+    walk = Walk([str(root)])
+    assert names(walk, root) == ["b/old.dat", "f.png_", "shown"]
+    assert walk.ignored == 2
+
+
 def test_a_named_file_is_looked_at_whatever_it_is_called(tree):
     root = tree("notes.txt", "[1]*.png")
     walk = Walk([str(root / "notes.txt"), str(root / "[1]*.png")])
