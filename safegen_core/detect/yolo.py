@@ -113,8 +113,9 @@ def decode(
     readings = []
     for one, best, picture in zip(answer, strongest.clip(max=1), sizes, strict=True):
         regions: list[Detection] = []
-        for c in np.flatnonzero(best >= floor):
-            regions += _regions(one, int(c), labels[c], floor[c], picture, size)
+        for c, label in enumerate(labels):
+            if best[c] >= floor[c]:
+                regions += _regions(one, c, label, floor[c], picture, size)
         regions.sort(key=lambda region: -region.score)
         readings.append(Reading(dict(zip(labels, map(float, best), strict=True)), tuple(regions)))
     return readings
