@@ -64,7 +64,7 @@ def views(picture: Any) -> list[Tensor]:
 
     A transparent picture is seen over white, over black, and with its alpha channel dropped, as
     a later conversion to JPEG would show it. A file with a colour profile or a gamma is seen with
-    and without it, if that makes a difference; integers as 8 and as 16 bits; floating point that
+    and without it, if that makes a difference; 16-bit pixels as 16 and as 8 bits; floating point that
     is negative in many places as 0..1 and as -1..1.
 
     Args:
@@ -183,7 +183,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _views_of_integers(image: Image.Image) -> list[Tensor]:
-    """Grey of more than 8 bits, as a PNG holds it and as `convert` clips it: both are shown."""
+    """Grey of more than 8 bits."""
     if "transparency" in image.info:
         raise PictureError(
             "picture_dtype", "The picture is transparent in 16-bit grey; save it as 8-bit RGBA."
@@ -194,13 +194,7 @@ def _views_of_integers(image: Image.Image) -> list[Tensor]:
         raise PictureError(
             "picture_range", f"Integer pixels run from {low} to {high}; expected 0..65535."
         )
-    grey = pixels[..., None]
-    return _different(
-        [
-            *_to_uint8(grey.to(torch.uint16)),
-            *_to_uint8(grey.clamp(max=255).to(torch.uint8)),
-        ]
-    )
+    return _different(_to_uint8(pixels[..., None].to(torch.uint16)))
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -240,11 +234,15 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _to_uint8(pixels: Tensor) -> list[Tensor]:
-    """`[H, W, 3 or 4]`, uint8, once for each range the numbers may have."""
+    """`[H, W, 3 or 4]`, uint8, once for each range the numbers may have.
+
+    16-bit numbers may hold 8-bit pixels, and some programs show them so.
+    """
     if pixels.is_floating_point():
         ranges = _from_unit_range(pixels)
     elif pixels.dtype == torch.uint16:
-        ranges = [((pixels.to(torch.int32) + 128) // 257).to(torch.uint8)]
+        wide = pixels.to(torch.int32)
+        ranges = [((wide + 128) // 257).to(torch.uint8), wide.clamp(max=255).to(torch.uint8)]
     elif pixels.dtype == torch.bool:
         ranges = [pixels.to(torch.uint8) * 255]
     elif pixels.dtype == torch.uint8:

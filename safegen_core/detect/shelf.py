@@ -27,7 +27,8 @@ class Shelf:
         model: a NudeNet file to use whatever the folders hold.
         backend: "onnxruntime", "torch", or "auto" for the first of these that works.
         device: "cpu", which leaves the accelerator to the sampler, "auto", or a torch device.
-        threads: threads of one look on the CPU; None for a small share of the machine.
+        threads: CPU threads of onnxruntime; None for a small share of the machine. Those of torch
+            belong to the host.
     """
 
     def __init__(

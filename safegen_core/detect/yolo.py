@@ -3,8 +3,7 @@
 
 The network takes float32 RGB `[B, 3, S, S]` in 0..1 and answers `[B, 4 + C, A]`: for each of A
 anchors a box (centre x, centre y, width, height, in input pixels) and one score in 0..1 for each of
-C labels. What was read here from ultralytics' exports: the layout, and the `names` in the file's
-metadata.
+C labels. Layout and labels (`names` in the file's metadata) are as ultralytics exports them.
 """
 
 from __future__ import annotations
