@@ -39,6 +39,7 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime-directml",
     "nudenet",
+    "av",
 )
 
 # The oldest versions the core is tested with (`make oldest`).
@@ -98,7 +99,7 @@ def detectors(place: Place) -> Facts:
     except SafeGenError as error:
         facts["nudenet"] = error.message
     others = Shelf(*folders).names()[1:]
-    return {**facts, "others": ", ".join(others)} if others else facts
+    return {**facts, "others": f"{', '.join(others)} (not opened)"} if others else facts
 
 
 def families(place: Place) -> Facts:

@@ -129,13 +129,12 @@ def told_detection(findings: Sequence[Finding], policy: Policy) -> str:
     """Why a picture is censored or withheld, and what would let it pass."""
     first, *others = findings
     also = ", ".join(f"{found.label} {_shown(found.score)}" for found in others)
-    count = sum(len(found.boxes) for found in findings)
     if first.action == "withhold":
         done = "the picture is withheld"
     elif not all(found.placed for found in findings):
         done = "the whole picture is censored, as no part of it was named"
     else:
-        done = f"{count} region{' is' if count == 1 else 's are'} censored"
+        done = "what was found is censored"
     return (
         f"Image check: {first.label} scored {_shown(first.score)}, its limit in policy "
         f"'{policy.name}' is {first.threshold:g}{f' (also {also})' if also else ''}; {done}. "
