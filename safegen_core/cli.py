@@ -22,23 +22,27 @@ from typing import Any, NoReturn
 from . import __version__, commands
 from .errors import SafeGenError
 
-# Which extra of pyproject.toml brings a package; a test compares the two.
-EXTRA_OF = {
-    "accelerate": "train",
-    "av": "detect",
-    "cryptography": "sign",
-    "diffusers": "train",
-    "jinja2": "train",
-    "numpy": "train",
-    "onnxruntime": "detect",
-    "peft": "train",
-    "PIL": "train",
-    "safetensors": "train",
-    "tomli": "train",
-    "torch": "train",
-    "tqdm": "cli",
-    "transformers": "train",
+# Which extras of pyproject.toml bring a package; a test compares the two. The first one is named
+# unless the command has set another as its `extra`.
+EXTRAS_OF = {
+    "accelerate": ("train",),
+    "av": ("detect",),
+    "cryptography": ("sign",),
+    "diffusers": ("train",),
+    "jinja2": ("train", "detect"),
+    "numpy": ("train", "detect"),
+    "onnxruntime": ("detect",),
+    "peft": ("train",),
+    "PIL": ("train", "detect"),
+    "safetensors": ("train",),
+    "tomli": ("train",),
+    "torch": ("train", "detect"),
+    "tqdm": ("cli", "detect", "train"),
+    "transformers": ("train",),
 }
+
+CALLED = {"PIL": "pillow"}
+"""What pip calls a package, where Python calls it otherwise."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,8 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser with every command found in `safegen_core/commands`."""
     parser = _Parser(
         prog="safegen",
-        description="Safety patches for Stable Diffusion: train, apply, bake and measure them.",
-        epilog="Start with: safegen demo --out demo",
+        description="Safety patches for Stable Diffusion: train, apply, bake and measure them. "
+        "And a check of finished pictures.",
+        epilog="Start with: safegen demo --out demo, or: safegen check PICTURES",
     )
     parser.add_argument("--version", action="version", version=f"safegen {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -108,9 +113,10 @@ def execute(args: argparse.Namespace) -> int:
         return _fail(error, debug=args.debug)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
+        if package not in EXTRAS_OF:
             raise
-        return _fail(_missing_package(package), debug=args.debug)
+        missing = _missing_package(package, getattr(args, "extra", None))
+        return _fail(missing, debug=args.debug)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -145,15 +151,17 @@ def _refused(error: OSError) -> SafeGenError:
     )
 
 
-def _missing_package(package: str) -> SafeGenError:
-    extra = EXTRA_OF[package]
+def _missing_package(package: str, extra: str | None) -> SafeGenError:
+    extras = EXTRAS_OF[package]
     source = Path(__file__).parent.parent
-    target = str(source) if (source / "pyproject.toml").is_file() else "safegen"
+    target = CALLED.get(package, package)
+    if (source / "pyproject.toml").is_file():  # else there is nothing that pip could ask for extras
+        target = f'"{source}[{extra if extra in extras else extras[0]}]"'
     return SafeGenError(
         "missing_package",
         f"This command needs the package '{package}', which this Python does not have. In an "
         "environment of its own (a host keeps its packages as they are) run: "
-        f'pip install "{target}[{extra}]"',
+        f"pip install {target}",
     )
 
 

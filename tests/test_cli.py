@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
 
 
-def raising(error: BaseException, debug: bool = False) -> argparse.Namespace:
+def raising(error: BaseException, debug: bool = False, **more: str) -> argparse.Namespace:
     def run(args: argparse.Namespace) -> int:
         raise error
 
-    return argparse.Namespace(run=run, debug=debug)
+    return argparse.Namespace(run=run, debug=debug, **more)
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -56,7 +56,21 @@ def test_a_missing_package_names_its_extra(module, capsys):
     err = capsys.readouterr().err
     package = module.partition(".")[0]
     assert err.startswith(f"error [missing_package]: This command needs the package '{package}'")
-    assert f"[{cli.EXTRA_OF[package]}]" in err
+    assert f"[{cli.EXTRAS_OF[package][0]}]" in err
+
+
+@pytest.mark.parametrize("arguments", [["check", "x"], ["detector", "info"]])
+def test_a_commands_own_extra_is_named_if_it_brings_the_package(arguments, capsys):
+    extra = cli.build_parser().parse_args(arguments).extra
+    for package, told in (("torch", "detect"), ("tqdm", "detect"), ("peft", "train")):
+        assert cli.execute(raising(ModuleNotFoundError("no", name=package), extra=extra)) == 2
+        assert f"[{told}]" in capsys.readouterr().err
+
+
+def test_without_a_project_to_ask_for_extras_the_package_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "safegen_core" / "cli.py"))
+    assert cli.execute(raising(ModuleNotFoundError("no", name="PIL"))) == 2
+    assert capsys.readouterr().err.endswith("run: pip install pillow\n")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,15 @@ that needs them, never at the top.
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import FileError
+
 if TYPE_CHECKING:
     from ..detect.shelf import Shelf
+    from ..policy import Policy
 
 
 def add_detector_options(group: argparse._ArgumentGroup) -> None:
@@ -47,9 +51,26 @@ def add_detector_options(group: argparse._ArgumentGroup) -> None:
 
 def whole(text: str) -> int:
     """A whole number of at least 1, as an argument's type."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("at least 1")
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return number
+
+
+def check_report(file: Path, *inputs: Path, overwrite: bool) -> None:
+    """As `atomic.check_output`, for a command that has --overwrite."""
+    from ..atomic import check_output
+    from ..header import printable
+
+    check_output(file, *inputs, overwrite=True)
+    if file.exists() and not overwrite:
+        raise FileError(
+            "file_exists",
+            f"{printable(file, 1000)} already exists; choose another name, or give --overwrite.",
+        )
 
 
 def detector_folders(args: argparse.Namespace) -> list[Path]:
@@ -71,3 +92,19 @@ def open_shelf(args: argparse.Namespace) -> Shelf:
         device=args.device,
         threads=args.threads,
     )
+
+
+def try_detectors(policy: Policy, shelf: Shelf) -> tuple[str, ...]:
+    """Ids of the policy's detectors, once each has looked at a picture.
+
+    Raises:
+        SafeGenError: why none of them could ever be judged: here, before any of the user's is.
+    """
+    from .. import guard
+    from ..guard.judging import Panel
+
+    # Withheld pictures are told or counted by the commands; the guard's own line says it again.
+    logging.getLogger(guard.__name__).setLevel(logging.ERROR)
+    panel = Panel(policy, shelf)
+    panel.trial()
+    return panel.ids

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import FileError, SafeGenError
-from . import add_detector_options, open_shelf, whole
+from ..errors import FileError
+from . import add_detector_options, check_report, open_shelf, try_detectors, whole
 
 if TYPE_CHECKING:
     from ..policy import Policy
@@ -57,21 +56,25 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--censor-to", type=Path, metavar="DIR", help="write censored copies of what is flagged"
     )
     parser.add_argument(
-        "--move-to", type=Path, metavar="DIR", help="move flagged files here, never onto others"
+        "--move-to",
+        type=Path,
+        metavar="DIR",
+        help="move flagged files here, never onto others; "
+        "a later report tells only of the files that are still there",
     )
     parser.add_argument(
         "--journal",
         type=Path,
         metavar="FILE",
         help="keep verdicts here; the same command goes on where it stopped, and looks only at "
-        "new and changed files when it is done",
+        "new and changed files when it is done; a report tells of the files that are there now",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace existing reports and copies"
     )
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     _add_advanced(parser.add_argument_group("advanced"))
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra="detect")
 
 
 def _add_advanced(group: argparse._ArgumentGroup) -> None:
@@ -146,7 +149,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _walk(args: argparse.Namespace) -> Walk:
     """Refuse before the work what cannot be written after it."""
-    from ..atomic import check_output
     from ..header import printable
     from ..scan.opening import is_something
     from ..scan.output_folder import check_folder
@@ -159,7 +161,7 @@ def _walk(args: argparse.Namespace) -> Walk:
     named = [Path(root.folder, root.file) for root in walk.roots if root.file]
     reports = [file for name in REPORTS if (file := getattr(args, name))]
     for file in reports:
-        check_output(file, *named, overwrite=args.overwrite)
+        check_report(file, *named, overwrite=args.overwrite)
     written = [*reports, args.journal] if args.journal else reports
     for file in written:
         if is_something(str(file)):
@@ -176,26 +178,17 @@ def _walk(args: argparse.Namespace) -> Walk:
 
 
 def _judge(args: argparse.Namespace, policy: Policy) -> tuple[Judge, tuple[str, ...]]:
-    """The guard at work, and the ids of its detectors; a detector that fails now would always."""
-    from PIL import Image
-
+    """The guard at work, and the ids of its detectors."""
     from .. import guard
     from ..scan.run import Judge
 
     shelf = open_shelf(args)
-    images = policy.images
-    for name in images.detectors:  # by hand, once: the guard would speak of a picture
-        shelf.open(name, resolution=images.resolution, limits=images.limits)
-    # Withheld pictures are told one by one; the guard's own line a batch would say it twice.
-    logging.getLogger(guard.__name__).setLevel(logging.ERROR)
-    (verdict,) = guard.release([Image.new("RGB", (64, 64), "white")], policy, shelf)
-    if verdict.cause == "error":
-        raise SafeGenError(verdict.code or "guard_failed", verdict.reason)
+    detectors = try_detectors(policy, shelf)
     judge = Judge(
         release=lambda pictures: guard.release(pictures, policy, shelf),
         render=lambda picture, verdict: guard.render(picture, verdict, policy),
     )
-    return judge, tuple(verdict.detectors)
+    return judge, detectors
 
 
 def _wishes(args: argparse.Namespace) -> Wishes:
@@ -268,6 +261,10 @@ def _print_summary(args: argparse.Namespace, counts: Mapping[str, int]) -> None:
 
 
 def _seconds(text: str) -> float:
-    if not 0 <= (number := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError("0 or more")
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
     return number

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, SafeGenError
-from . import add_detector_options, detector_folders, open_shelf
+from . import (
+    add_detector_options,
+    check_report,
+    detector_folders,
+    open_shelf,
+    try_detectors,
+)
 
 if TYPE_CHECKING:
     from ..detect.shelf import Shelf
@@ -40,7 +45,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Open NudeNet as `safegen check` would, look a few times, and say what it is.",
     )
     add_detector_options(info.add_argument_group("advanced"))
-    info.set_defaults(run=_info)
+    info.set_defaults(run=_info, extra="detect")
     measure = actions.add_parser(
         "measure",
         help="recall and false alarms on pictures of your own, as counts",
@@ -71,7 +76,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     measure.add_argument("--json", type=Path, metavar="FILE", help="write the counts here as well")
     measure.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_detector_options(measure.add_argument_group("advanced"))
-    measure.set_defaults(run=_measure)
+    measure.set_defaults(run=_measure, extra="detect")
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,18 @@ def _info(args: argparse.Namespace) -> int:
 
     file = args.model or find_model(detector_folders(args))
     network = open_network(file, backend=args.backend, device=args.device, threads=args.threads)
-    model, detector = network.model, NudeNet(network)
-    times = []
-    for _ in range(LOOKS + 1):
-        began = time.perf_counter()
-        detector.detect([torch.zeros(512, 512, 3, dtype=torch.uint8)])
-        times.append(1000 * (time.perf_counter() - began))
+    model, labels = network.model, NudeNet(network).labels
+    blank = torch.zeros(512, 512, 3, dtype=torch.uint8)
+
+    times: dict[str, list[float]] = {}  # in milliseconds; a file of one fixed size has one id
+    for detector in (NudeNet(network, 320), NudeNet(network, 640)):  # `adaptive`: clear at once
+        times[detector.id] = []
+        for _ in range(LOOKS + 1):
+            began = time.perf_counter()
+            detector.detect([blank])
+            times[detector.id].append(1000 * (time.perf_counter() - began))
+    first = next(iter(times.values()))[0]
+    later = [f"{statistics.median(took[1:]):.0f} ms by {id}" for id, took in times.items()]
     known = KNOWN.get(model.sha256)
     licence = printable(model.metadata.get("license", "the file names none"), 200)
     facts = {
@@ -125,11 +136,15 @@ def _info(args: argparse.Namespace) -> int:
         "checksum": f"{model.sha256} "
         + (f"(NudeNet's {known})" if known else "(not a file known to SafeGen)"),
         "licence": f"{licence}; the file is your own copy, SafeGen ships none",
-        "labels": printable(", ".join(detector.labels), 2000),
+        "labels": printable(", ".join(labels), 2000),
         "backend": network.backend,
         "device": str(network.device),
-        "first look": f"{times[0]:.0f} ms",
-        "later looks": f"{statistics.median(times[1:]):.0f} ms (512 x 512, blank, one by one)",
+        "first look": f"{first:.0f} ms",
+        "later looks": f"{', '.join(later)} (512 x 512, blank, one by one)"
+        + (
+            "; adaptive takes the first of them, and the second unless all is clear"
+            * (len(later) > 1)
+        ),
         "detectors": printable(", ".join(open_shelf(args).names()), 2000),
     }
     width = max(map(len, facts))
@@ -138,7 +153,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from ..atomic import atomic_path, check_output
+    from ..atomic import atomic_path
     from ..policy import Policy
 
     folders = {name: folder for name in ("unsafe", "safe") if (folder := getattr(args, name))}
@@ -148,16 +163,23 @@ def _measure(args: argparse.Namespace) -> int:
         if not folder.is_dir():
             raise FileError("file_missing", f"There is no folder {folder}.")
     if args.json:
-        check_output(args.json, overwrite=args.overwrite)
+        check_report(args.json, overwrite=args.overwrite)
     given = Policy.open(args.policy)
     shelf = open_shelf(args)
     policies = [_at(given, mode) for mode in args.resolution or [given.images.resolution]]
-    detectors = [_probe(policy, shelf) for policy in policies]
+    detectors = [try_detectors(policy, shelf) for policy in policies]
     tallies = [
         _tally(name, folder, policy, shelf)
         for name, folder in folders.items()
         for policy in policies
     ]
+    if not any(tally.readable for tally in tallies):
+        unreadable = sum(tally.unreadable for tally in tallies) // len(policies)
+        raise FileError(
+            "file_missing",
+            f"No picture was found that can be read ({unreadable} could not be), so there is "
+            "nothing to count; name folders of pictures.",
+        )
     print(_told(tallies, given))
     if args.json:
         record = {
@@ -178,23 +200,6 @@ def _at(policy: Policy, mode: int | str) -> Policy:
     values: dict[str, Any] = policy.to_values()
     values["images"]["resolution"] = mode if mode == "adaptive" else int(mode)
     return Policy.from_values(values)
-
-
-def _probe(policy: Policy, shelf: Shelf) -> list[str]:
-    """Ids of the detectors; one that fails on a blank picture would fail on every one."""
-    from PIL import Image
-
-    from .. import guard
-
-    # Pictures that cannot be read are counted; the guard's own line would name what is in them.
-    logging.getLogger(guard.__name__).setLevel(logging.ERROR)
-    images = policy.images
-    for name in images.detectors:
-        shelf.open(name, resolution=images.resolution, limits=images.limits)
-    (verdict,) = guard.release([Image.new("RGB", (64, 64), "white")], policy, shelf)
-    if verdict.cause == "error":
-        raise SafeGenError(verdict.code or "guard_failed", verdict.reason)
-    return list(verdict.detectors)
 
 
 def _tally(name: str, folder: Path, policy: Policy, shelf: Shelf) -> Tally:

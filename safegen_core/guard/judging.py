@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..detect import Detector, Reading, pictures
@@ -61,7 +62,7 @@ def release(
     opened = None
     try:
         opened = Policy.open(policy)
-        panel = _Panel(opened, shelf)
+        panel = Panel(opened, shelf)
     except Exception as error:
         failure = _known(error) or PolicyError(
             "policy_unusable", f"The policy cannot be followed: {said(error)}."
@@ -73,7 +74,7 @@ def release(
     return _reported(verdicts)
 
 
-class _Panel:
+class Panel:
     """A policy with its detectors at work.
 
     Raises:
@@ -92,6 +93,19 @@ class _Panel:
         ]
         self.ids = tuple(detector.id for detector in self.detectors)
         self._check_labels()
+
+    def trial(self) -> None:
+        """Look at a white picture; a detector that fails on it would fail on every one.
+
+        Raises:
+            DetectorError: or another SafeGenError, what would have withheld the picture.
+        """
+        white = torch.ones(64, 64, 3)
+        for detector in self.detectors:
+            (answer,) = _look(detector, [pictures.views(white)])
+            if isinstance(answer, SafeGenError):
+                raise answer
+            checked(answer, detector, 64, 64)
 
     def judge(self, singles: Sequence[Any]) -> list[Verdict]:
         """One verdict a picture."""

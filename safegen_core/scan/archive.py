@@ -124,7 +124,7 @@ class Archive:
 
     def content(self, info: zipfile.ZipInfo) -> Kind | None:
         """What a member's first bytes tell; raises as `Member.open`."""
-        return content_of(self._unpack(info, START).getvalue(), info.filename)
+        return content_of(self._unpack(info, START).getvalue())
 
     def read(self, info: zipfile.ZipInfo) -> BinaryIO:
         """A member's bytes; see `Member.open`."""

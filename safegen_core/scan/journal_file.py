@@ -83,20 +83,26 @@ def _prepare(connection: sqlite3.Connection, path: Path | None, settings: str, n
             (before,) = connection.execute(
                 "SELECT value FROM facts WHERE name = 'settings'"
             ).fetchone()
-            made_with = _told(before)
+            made_with, now = _differences(before, settings)
         if before != settings:
             raise FileError(
                 "file_journal_settings",
-                f"The journal {printable(path)} was made with {made_with}; now it is "
-                f"{_told(settings)}. Verdicts of both would not compare: name another --journal, "
+                f"The journal {printable(path)} was made with {made_with}; now it is {now}. "
+                "Verdicts of both would not compare: name another --journal, "
                 "or use the same settings.",
             )
     connection.commit()
 
 
-def _told(settings: str) -> str:
-    values = dict(json.loads(settings))
-    return printable(", ".join(f"{name} {value}" for name, value in values.items()), 400)
+def _differences(before: str, now: str) -> tuple[str, str]:
+    """What two settings have different, as each has it."""
+    one, other = dict(json.loads(before)), dict(json.loads(now))
+    names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+    def told(values: Mapping[str, Any]) -> str:
+        return printable(", ".join(f"{name} {values.get(name)}" for name in names), 400)
+
+    return told(one), told(other)
 
 
 def _refusal(path: Path | None, error: sqlite3.Error) -> FileError:

@@ -21,7 +21,7 @@ from ..detect.pictures import MAX_PIXELS
 from ..errors import PictureError, SafeGenError
 from ..header import printable
 from .behind import FEW, bytes_behind
-from .kinds import START, is_foreign, kind_of
+from .kinds import START, format_of, is_foreign, kind_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is read, where this Pillow can; JPEG brings its kind of several pictures, MPO."""
@@ -98,7 +98,7 @@ class Media:
 
                     check_available()
                 else:
-                    self._open(file, is_foreign(start, name))
+                    self._open(file, start, name)
         except BaseException:
             self.close()
             raise
@@ -139,7 +139,8 @@ class Media:
         """Every picture of the file, in order, as it was shown; once.
 
         Raises:
-            PictureError: `picture_unreadable`, `picture_too_large`, `picture_frames`.
+            PictureError: `picture_unreadable`, `picture_too_large`, `picture_frames`,
+                `picture_no_video`.
         """
         if self._image is None:
             from .video import frames
@@ -151,13 +152,19 @@ class Media:
         else:
             yield from self._bounded(self._animation(self._image))
 
-    def _open(self, file: BinaryIO, foreign: bool) -> None:
+    def _open(self, file: BinaryIO, start: bytes, name: str) -> None:
         Image.init()
-        known = [name for name in FORMATS if name in Image.OPEN]
+        known = [format for format in FORMATS if format in Image.OPEN]
         try:
             self._image = image = Image.open(file, formats=known)
         except Image.UnidentifiedImageError:
-            if foreign:
+            if format := format_of(start):
+                raise PictureError(
+                    "picture_unreadable",
+                    f"It is {format} of a kind that this Pillow cannot read, or damaged; save it "
+                    "as PNG and check that.",
+                ) from None
+            if is_foreign(start, name):
                 raise PictureError(
                     "picture_format",
                     "It is a picture of a kind that is not read here; make it one of "

@@ -41,7 +41,7 @@ def is_something(path: str) -> bool:
         return True
     try:
         with open_file(path) as file:
-            return content_of(file.read(START), path) is not None
+            return content_of(file.read(START)) is not None
     except FileError as error:
         return error.code not in ("file_special", "file_missing", "file_folder")
     except OSError:  # a bad spot on the disk

@@ -48,6 +48,6 @@ def failure(path: str, member: str | None, error: SafeGenError) -> Result:
     return Result(path, member, "withhold", "error", error.code, error.message)
 
 
-def nothing_in(path: str) -> Result:
-    """The result of a ZIP in which there is nothing to look at."""
-    return Result(path, None, "release", "clear", None, "There is no picture or video in this ZIP.")
+def nothing_in(path: str, member: str | None, reason: str) -> Result:
+    """The result of a file or member in which there is nothing to look at."""
+    return Result(path, member, "release", "clear", None, reason)

@@ -222,7 +222,11 @@ class _Run:
                 worst.weigh(len(verdicts), frame, verdict)
                 verdicts.append(verdict)
         if cut is not None and not worst.is_detection:
-            self._record(task, failure(task.row.path, task.member, cut))
+            if cut.code == "picture_no_video":
+                result = nothing_in(task.row.path, task.member, cut.message)
+            else:
+                result = failure(task.row.path, task.member, cut)
+            self._record(task, result)
             return
         result = worst.result(task.row.path, task.member, len(verdicts), cut)
         result = replace(result, note=_note(media))
@@ -282,7 +286,10 @@ class _Run:
             ignored = end.archive.ignored
             end.archive.close()
             if not end.archive.wanted:  # every file has its result
-                self._journal.record(end.row.id, 0, nothing_in(end.row.path))
+                nothing = nothing_in(
+                    end.row.path, None, "There is no picture or video in this ZIP."
+                )
+                self._journal.record(end.row.id, 0, nothing)
         self._journal.finish(end.row.id, end.size, end.mtime_ns, ignored)
         self._done += 1
 

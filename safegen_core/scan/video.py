@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ..errors import FileError
+from ..errors import FileError, PictureError
 
 # A "video" may be a list of addresses; FFmpeg is told to open neither those nor other files.
 _OPTIONS = {
@@ -18,6 +18,9 @@ _OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,mpegvideo,asf,"
     "ogg",
 }
+
+# Formats whose beginning names all of their streams; in others a video may come later.
+_NAMES_STREAMS = ("mov", "matroska", "ogg", "asf")
 
 _ROUNDING = 1e-6  # seconds
 
@@ -31,8 +34,8 @@ def check_available() -> None:
     if importlib.util.find_spec("av") is None:
         raise FileError(
             "file_needs_av",
-            "It is a video, and the package 'av' that reads videos is not installed: "
-            "pip install av, outside of any host's Python.",
+            "It is a video, or sound packed like one, and the package 'av' that tells and reads "
+            "them is not installed: pip install av, outside of any host's Python.",
         )
 
 
@@ -48,12 +51,17 @@ def frames(file: BinaryIO, every: float) -> Iterator[Callable[[], Image.Image]]:
         every: seconds between two frames; 0 gives all. The first frame is always given.
 
     Raises:
+        PictureError: `picture_no_video`: there is sound in it and no video.
         Exception: any of PyAV's own, for a file it cannot read.
     """
     import av  # pyright: ignore[reportMissingImports]
 
     with av.open(file, mode="r", options=_OPTIONS) as container:
         streams = container.streams.video
+        if not streams and _is_sound(container):
+            for _ in container.demux():  # to the end: a film joined to sound makes it fail
+                pass
+            raise PictureError("picture_no_video", "There is no video in it, only sound.")
         for stream in streams:
             stream.thread_type = "AUTO"
         given: dict[int, float] = {}
@@ -70,6 +78,13 @@ def frames(file: BinaryIO, every: float) -> Iterator[Callable[[], Image.Image]]:
                 if at is not None:
                     given[stream] = at
                 yield partial(_upright, frame)
+
+
+def _is_sound(container: Any) -> bool:
+    if not container.format.name.startswith(_NAMES_STREAMS):
+        return False
+    kinds = {stream.type for stream in container.streams}
+    return "audio" in kinds and kinds <= {"audio", "subtitle"}
 
 
 def _within(begin: float | None, at: float | None, every: float) -> bool:

@@ -144,7 +144,29 @@ def test_a_detector_that_fails_at_once_ends_it_at_once(check, pictures, monkeypa
     monkeypatch.setattr(RedCorner, "detect", lambda self, images: 1 / 0)
     out, err = check(pictures, status=2)
     assert out == ""
-    assert "detector_failed" in err
+    assert err.startswith("error [detector_failed]: A detector failed")
+
+
+def test_a_mistyped_label_does_not_read_like_a_picture_withheld(check, pictures, policy):
+    policy.write_text(policy.read_text().replace("BUTTOCKS_EXPOSED", "BUTTOCK_EXPOSED"))
+    err = check(pictures, status=2)[1]
+    assert err.startswith("error [policy_label]: Policy 'mine' names the label BUTTOCK_EXPOSED")
+    assert "did you mean BUTTOCKS_EXPOSED?" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--threads", "many", "'many' is no whole number of at least 1"),
+        ("--max-frames", "0", "'0' is no whole number of at least 1"),
+        ("--every", "often", "'often' is no number of seconds, 0 or more"),
+        ("--every", "nan", "'nan' is no number of seconds, 0 or more"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_in_words(option, value, told, capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "x", option, value])
+    assert told in capsys.readouterr().err
 
 
 def test_a_policy_that_cannot_be_read_ends_it_at_once(check, pictures, policy):
@@ -156,7 +178,9 @@ def test_a_policy_that_cannot_be_read_ends_it_at_once(check, pictures, policy):
 def test_reports_that_cannot_be_written_are_refused_first(check, pictures, tmp_path, option):
     taken = tmp_path / "taken"
     taken.write_text("mine")
-    assert "file_exists" in check(pictures, option, taken, status=2)[1]
+    err = check(pictures, option, taken, status=2)[1]
+    assert "file_exists" in err
+    assert "give --overwrite" in err
     assert taken.read_text() == "mine"
     check(pictures, option, taken, "--overwrite", status=1)
     assert taken.read_text() != "mine"

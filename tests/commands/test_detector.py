@@ -144,9 +144,23 @@ def test_no_name_of_a_file_is_told(measure, pictures, tmp_path):
 
 
 def test_an_empty_folder_gives_no_rate(measure, pictures):
-    out, _ = measure("--safe", pictures("safe", []))
-    assert "0 pictures, 0 unreadable" in out
-    assert "%" not in out.partition(" by\n")[2]
+    unsafe = pictures("unsafe", [255])
+    out, _ = measure("--unsafe", unsafe, "--safe", pictures("safe", []))
+    told = out.partition("\nsafe,")[2]
+    assert "0 pictures, 0 unreadable" in told
+    assert "%" not in told.partition(" by\n")[2]
+
+
+def test_without_a_readable_picture_nothing_is_counted(measure, pictures, tmp_path):
+    folder = pictures("unsafe", [])
+    (folder / "secret.jpg").write_bytes(b"no picture")
+    file = tmp_path / "counts.json"
+    modes = ("--resolution", "320", "640")
+    out, err = measure("--unsafe", folder, *modes, "--json", file, status=2)
+    assert out == ""
+    assert "(1 could not be)" in err
+    assert "secret" not in err
+    assert not file.exists()
 
 
 def test_refusals(measure, pictures, tmp_path):
@@ -190,6 +204,8 @@ def test_info_speaks_of_the_file_that_is_used(capsys):
     assert "AGPL" in facts["licence"]
     assert "FACE_FEMALE" in facts["labels"]
     assert facts["backend"].strip() == "torch"
+    assert "@320" in facts["later looks"]
+    assert "@640" in facts["later looks"]
 
 
 def test_info_without_a_model_says_where_to_get_one(tmp_path, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from safegen_core.errors import SafeGenError
 from safegen_core.scan.journal import Journal
 from safegen_core.scan.journal_file import open_journal
 from safegen_core.scan.run import Told
@@ -167,6 +168,19 @@ def test_verdicts_of_other_settings_are_not_mixed(folder, journal, look, refusal
             pass
 
     assert refusal(reopen) == "file_journal_settings"
+
+
+def test_only_settings_that_differ_are_told(journal):
+    with open_journal(journal, {"policy": "one", "every": 1.0, "safegen": "9"}):
+        pass
+    with (
+        pytest.raises(SafeGenError) as caught,
+        open_journal(journal, {"policy": "two", "every": 1.0, "more": 5}),
+    ):
+        pass
+    told = caught.value.message
+    assert "made with more None, policy one, safegen 9; now it is more 5, policy two," in told
+    assert "every" not in told
 
 
 def test_two_runs_do_not_share_a_journal(journal, refusal):

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 from safegen_core.scan.kinds import START, content_of, is_foreign, is_wanted, kind_of
+from safegen_core.scan.opening import is_something
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -58,13 +59,21 @@ def test_pictures_that_nobody_here_can_read_are_not_passed_over():
     [b"", b"BMW and other cars", b"The wide road", b"P1ease read", b"#!/bin/sh", b"G" * 100],
 )
 def test_texts_are_nothing(start):
-    assert content_of(start, "a.txt") is None
+    assert content_of(start) is None
 
 
-def test_sound_is_no_video():
-    assert content_of(b"OggS", "a") == "video"
-    assert content_of(b"OggS", "a.ogg") is None
-    assert kind_of(b"OggS", "a.ogg") == "video"  # of a file that was named
+@pytest.mark.parametrize("name", ["a.m4a", "a.ogg", "a.wma", "a.mka"])
+@pytest.mark.parametrize("start", [b"OggS", b"\x1aE\xdf\xa3", b"\0\0\0\x18ftypisom"])
+def test_no_name_makes_sound_of_a_film(start, name, tmp_path):
+    assert content_of(start) == kind_of(start, name) == "video"
+    (tmp_path / name).write_bytes(start)
+    assert is_something(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("start", [b"\0\0\0\x1cftypM4A ", b"\0\0\0\x1cftypM4B "])
+def test_sound_by_its_content_is_passed_over(start):
+    assert content_of(start) is None
+    assert kind_of(start, "a") == "video"  # of a file that was named: no damaged picture
 
 
 @pytest.mark.parametrize("start", [b"8BPS", b"P6 4 4 255 ", b"P5\n# by", b"\0\0\0\x0cJXL "])

@@ -154,6 +154,13 @@ def test_a_format_that_is_not_read_is_not_called_damaged(encoded, refusal):
     assert refusal(read, encoded("PNG")[:40], "a.heic") == "picture_unreadable"
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "GIF"])
+def test_a_format_that_is_read_is_called_by_its_name(encoded, format):
+    with pytest.raises(SafeGenError, match=f"It is {format} of a kind") as caught:
+        read(encoded(format)[:8] + bytes(64))
+    assert caught.value.code == "picture_unreadable"
+
+
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8"])
 def test_rubbish_is_refused(data, refusal):
     assert refusal(read, data) == "picture_unreadable"

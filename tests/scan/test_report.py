@@ -25,6 +25,7 @@ def write(tmp_path):
     def make(kind, results, overwrite=False):
         counts = {"released": 1, "flagged": 0, "failed": 0, "ignored": 3}
         counts["flagged"] = sum(result.cause == "detection" for result in results)
+        counts["failed"] = sum(result.cause == "error" for result in results)
         facts = Facts({"name": NASTY, "id": "0123", "description": ""}, ["d"], counts, "today")
         file = tmp_path / f"report.{kind}"
         with open_journal(None, {}) as journal:
@@ -92,6 +93,13 @@ def test_html_says_what_it_leaves_out(write, monkeypatch):
     page = write("html", [flagged(f"/{i}.png") for i in range(5)])
     assert page.count('class="card"') == 2
     assert "3 more are in the JSON and CSV reports" in page
+
+
+def test_the_heading_hides_no_failure(write):
+    failed = Result("/b", None, "withhold", "error", "picture_unreadable", "Damaged.")
+    assert "<h1>1 of 2 flagged</h1>" in write("html", [flagged("/a")])
+    page = write("html", [flagged("/a"), failed], overwrite=True)
+    assert "<h1>1 of 3 flagged, 1 could not be judged</h1>" in page
 
 
 def test_released_pictures_are_not_on_the_page(write):

@@ -108,6 +108,59 @@ def test_turned_films_are_seen_as_they_are_played(clip):
     assert picture.size == (48, 64)
 
 
+@pytest.fixture(scope="module")
+def sound():
+    """A second of silence in a container; its bytes."""
+    av = pytest.importorskip("av")
+    import numpy as np
+
+    def make(format, codec):
+        file = io.BytesIO()
+        with av.open(file, "w", format=format) as out:
+            stream = out.add_stream(codec, rate=48000)
+            stream.layout, stream.bit_rate = "mono", 64000
+            for i in range(50):
+                silence = np.zeros((1, 960), np.float32)
+                frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = 48000, 960 * i
+                resampled = av.AudioResampler(stream.format, "mono", 48000).resample(frame)
+                for ready in resampled:
+                    out.mux(stream.encode(ready))
+            out.mux(stream.encode())
+        return file.getvalue()
+
+    return make
+
+
+SOUNDS = [("ogg", "flac"), ("matroska", "pcm_s16le"), ("mp4", "aac"), ("asf", "wmav2")]
+
+
+@pytest.mark.parametrize(("format", "codec"), SOUNDS)
+def test_in_sound_there_is_nothing_to_look_at(sound, refusal, look, tmp_path, format, codec):
+    data = sound(format, codec)
+    assert refusal(read, data, "a.m4a") == "picture_no_video"
+    (tmp_path / "a.ogg").write_bytes(data)
+    (result,) = look(tmp_path)
+    assert (result.action, result.cause, result.frames) == ("release", "clear", 0)
+    assert "no video" in result.reason
+
+
+def test_a_film_joined_to_sound_is_not_released(sound, clip, refusal):
+    joined = sound("ogg", "flac") + clip("red", range(3), format="ogg", codec="libvpx")
+    assert refusal(read, joined, "a.ogg") == "picture_unreadable"
+
+
+def test_sound_where_a_video_may_come_later_is_not_released(sound, refusal):
+    assert refusal(read, sound("mpegts", "mp2"), "a.mts") == "picture_unreadable"
+
+
+@pytest.mark.parametrize("name", ["a.m4a", "a.ogg"])
+def test_a_film_called_sound_is_looked_at(film, look, tmp_path, name):
+    (tmp_path / name).write_bytes(film)
+    (result,) = look(tmp_path)
+    assert result.frames == 5
+
+
 def test_limits_hold_for_videos(film, refusal):
     assert refusal(read, film, every=0, max_frames=49) == "picture_frames"
     assert refusal(read, film, max_pixels=64 * 48 - 1) == "picture_too_large"
