@@ -164,7 +164,7 @@ def windows_of(height: int, width: int) -> list[tuple[int, int, int, int]]:
     """`(left, top, right, bottom)` of parts that show a whole picture, none very long.
 
     Scaled to fit a square, a comic strip would be a thread. Windows are twice as long as wide and
-    overlap by at least half, so that whatever is no longer than the picture is wide lies whole in one.
+    overlap by at least half: whatever is no longer than the picture is wide lies whole in one.
 
     Raises:
         DetectorError: `detector_shape` if that takes more than `MOST_WINDOWS`.

@@ -64,8 +64,8 @@ def views(picture: Any) -> list[Tensor]:
 
     A transparent picture is seen over white, over black, and with its alpha channel dropped, as
     a later conversion to JPEG would show it. A file with a colour profile or a gamma is seen with
-    and without it, if that makes a difference; 16-bit pixels as 16 and as 8 bits; floating point that
-    is negative in many places as 0..1 and as -1..1.
+    and without it, if that makes a difference; 16-bit pixels as 16 and as 8 bits; floating point
+    that is negative in many places as 0..1 and as -1..1.
 
     Args:
         picture: a Pillow image of any mode with one frame, or an array or tensor `[H, W]`,

@@ -132,7 +132,7 @@ class OnnxruntimeNetwork:
             The first output, on the CPU.
 
         Raises:
-            Exception: whatever onnxruntime raises; `network/__init__.py` says it in the project's words.
+            Exception: whatever onnxruntime raises; `network/__init__.py` puts it into words.
         """
         feed = {self._input: x.detach().cpu().contiguous().numpy()}
         with self._turn:
