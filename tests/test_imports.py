@@ -20,7 +20,7 @@ CORE = ROOT / "safegen_core"
 # A new room needs a place here and in docs/architecture.md.
 LAYERS = (
     {"errors"},
-    {"families", "header", "place", "progress", "strict_json"},
+    {"families", "header", "page", "place", "progress", "strict_json"},
     {"atomic", "recognise", "storage"},
     {"coverage", "delta", "fingerprint"},
     {"compress", "patch_file"},
@@ -45,7 +45,7 @@ HOST_MODULES = {
 }
 CORE_PACKAGES = {"torch", "safetensors", "numpy", "PIL", "tqdm"}
 # What a room asks for by itself, and only where it needs it: a host may lack these.
-LAZY = {("detect", "onnxruntime"), ("scan", "jinja2"), ("scan", "av")}
+LAZY = {("detect", "onnxruntime"), ("page", "jinja2"), ("scan", "av")}
 ABOVE_CORE = {"train", "evaluate", "lab", "commands", "cli", "__main__"}
 LIGHT = {"errors", "families", "place", "recognise", "commands", "cli", "__main__"}
 

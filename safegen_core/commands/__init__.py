@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from ..policy import Policy
 
 
+def add_policy_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--policy`, for `Policy.open`."""
+    parser.add_argument(
+        "--policy",
+        default="default",
+        metavar="NAME|FILE",
+        help="default, strict, art, or a JSON file (default: %(default)s)",
+    )
+
+
 def add_detector_options(group: argparse._ArgumentGroup) -> None:
     """Add the options that `detector_folders` and `open_shelf` read."""
     group.add_argument(

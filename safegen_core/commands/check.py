@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import FileError
-from . import add_detector_options, check_report, open_shelf, try_detectors, whole
+from . import (
+    add_detector_options,
+    add_policy_option,
+    check_report,
+    open_shelf,
+    try_detectors,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ..policy import Policy
@@ -41,12 +48,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="PATHS",
         help="files, folders, or patterns ('photos/**/*.png')",
     )
-    parser.add_argument(
-        "--policy",
-        default="default",
-        metavar="NAME|FILE",
-        help="default, strict, art, or a JSON file (default: %(default)s)",
-    )
+    add_policy_option(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="report for programs")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="report for spreadsheets")
     parser.add_argument(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FileError, SafeGenError
 from . import (
     add_detector_options,
+    add_policy_option,
     check_report,
     detector_folders,
     open_shelf,
@@ -60,12 +61,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     measure.add_argument(
         "--safe", type=Path, metavar="DIR", help="pictures that ought to pass: false alarms"
     )
-    measure.add_argument(
-        "--policy",
-        default="default",
-        metavar="NAME|FILE",
-        help="whose labels count: default, strict, art, or a JSON file (default: %(default)s)",
-    )
+    add_policy_option(measure)
     measure.add_argument(
         "--resolution",
         nargs="+",

@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from .. import __version__
+from ..page import template
 from ..patch import Patch
 from .bench import Summary
 
@@ -43,15 +43,7 @@ def render(
         steps: of training, the same for both patches.
         facts: how the page was made, in reading order.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    return environment.get_template("report.html.j2").render(
+    return template(Path(__file__).with_name("report.html.j2"), percent=_percent).render(
         version=__version__,
         names=_NAMES,
         summaries=summaries,

@@ -18,6 +18,7 @@ from typing import Any
 from .. import __version__
 from ..atomic import atomic_path
 from ..header import printable
+from ..page import template
 from .journal import Journal
 from .result import Result
 
@@ -94,18 +95,9 @@ def write_html(file: Path, journal: Journal, facts: Facts, *, overwrite: bool) -
     Raises:
         FileError: as `atomic_path`.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # comes with torch
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     counts = facts.counts
     attention = counts["flagged"] + counts["failed"]
-    pieces = environment.get_template("report.html.j2").generate(
+    pieces = template(Path(__file__).with_name("report.html.j2")).generate(
         version=__version__,
         facts=facts,
         looked_at=attention + counts["released"],

@@ -81,7 +81,7 @@ class TorchNetwork:
             The first output, on the CPU.
 
         Raises:
-            Exception: whatever torch raises; `network/__init__.py` says it in the project's words.
+            Exception: whatever torch raises; `network/__init__.py` puts it into words.
         """
         shape = tuple(x.shape)
         with self._lock:
