@@ -20,8 +20,8 @@ from PIL import Image
 from ..detect.pictures import MAX_PIXELS
 from ..errors import PictureError, SafeGenError
 from ..header import printable
-from .behind import FEW, bytes_behind
 from .kinds import START, format_of, is_foreign, kind_of
+from .trailing import FEW, bytes_behind
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is read, where this Pillow can; JPEG brings its kind of several pictures, MPO."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from safegen_core.scan.behind import bytes_behind
+from safegen_core.scan.trailing import bytes_behind
 
 
 def saved(format, **saving):
