@@ -9,15 +9,17 @@ outside the guard: ComfyUI would take even an empty NODE_CLASS_MAPPINGS for the 
 import importlib.util
 
 if __package__ and importlib.util.find_spec("comfy_api"):
-    from comfy_api.latest import ComfyExtension
+    WEB_DIRECTORY = "./web"
 
-    class SafeGenExtension(ComfyExtension):
-        """The pack as ComfyUI sees it."""
-
-        async def get_node_list(self) -> list:
-            """Node classes in menu order; none until the pack's first release with nodes."""
-            return []
-
-    async def comfy_entrypoint() -> SafeGenExtension:
+    async def comfy_entrypoint():
         """Called once by ComfyUI after the import."""
+        from comfyui_version import __version__
+
+        # Later releases count further in two or three numbers; older ones lack what the nodes use.
+        if tuple(int(part) for part in __version__.split(".")[:3] if part.isdigit()) < (0, 16, 3):
+            raise RuntimeError(
+                f"SafeGen needs ComfyUI 0.16.3 or newer, this is {__version__}: update ComfyUI."
+            )
+        from .safegen_comfy.extension import SafeGenExtension
+
         return SafeGenExtension()

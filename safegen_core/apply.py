@@ -18,14 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .errors import ModelError, PatchError
+from .errors import ModelError
 from .fingerprint import SelfAttention
-from .fit import Fit, Realised, add_delta, require_fit
+from .fit import Fit, Realised, add_delta, already_applied, require_fit
 from .patch import Patch, check_strength
 from .storage import LiveTensors
 
 _MARK = "_safegen_applied"  # on a module: its Applied; on a tensor of a state dict: its _Origin
-_WHOLE = 0.75  # share of the wanted strength from which an already patched model is left alone
 
 
 class _Slots(Protocol):
@@ -177,7 +176,7 @@ def apply(target: Any, patch: Patch, strength: float = 1.0, *, any_base: bool = 
     attention = SelfAttention.of(slots.originals())
     fit = require_fit(attention, patch, any_base=any_base)
     applied = Applied(patch, strength, fit, slots)
-    applied.already = strength > 0 and _already(fit, strength)
+    applied.already = already_applied(fit, strength)
     try:
         slots.restore()
         if strength > 0 and not applied.already:
@@ -190,19 +189,6 @@ def apply(target: Any, patch: Patch, strength: float = 1.0, *, any_base: bool = 
     if before is not None:
         before.active = False
     return applied
-
-
-def _already(fit: Fit, strength: float) -> bool:
-    if not fit.carried:
-        return False
-    if fit.carried.amount >= _WHOLE * strength:
-        return True
-    raise PatchError(
-        "patch_already",
-        f"The model already carries about {fit.carried.amount:.2f} of this patch, less than the "
-        f"{strength:g} asked for. Adding would not give {strength:g} either: load the unpatched "
-        "base and apply the patch to it.",
-    )
 
 
 def _put_all(slots: _Slots, attention: SelfAttention, applied: Applied) -> float:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .delta import is_finite
 from .errors import PatchError
 from .fingerprint import Match, SelfAttention, take_sketch
 from .patch import Patch
 
 REALISED = 0.5  # a dtype that keeps less of the patch than this protects too little to be used
+_WHOLE = 0.75  # share of the wanted strength from which an already patched model is left alone
 _CARRIED = 0.25  # projection from which a model counts as already patched
 _SIGMAS = 5.0  # ... if it also stands this far above chance
 
@@ -88,6 +90,24 @@ class Fit:
     carried: Carried | None
 
 
+def already_applied(fit: Fit, strength: float) -> bool:
+    """Whether a model carries a patch so far that a live one must not be added to it.
+
+    Raises:
+        PatchError: `patch_already` when it carries a part of the patch, but too little of it.
+    """
+    if strength <= 0 or not fit.carried:
+        return False
+    if fit.carried.amount >= _WHOLE * strength:
+        return True
+    raise PatchError(
+        "patch_already",
+        f"The model already carries about {fit.carried.amount:.2f} of this patch, less than the "
+        f"{strength:g} asked for. Adding would not give {strength:g} either: load the unpatched "
+        "base and apply the patch to it.",
+    )
+
+
 def require_fit(attention: SelfAttention, patch: Patch, *, any_base: bool = False) -> Fit:
     """Check family, coverage and base of a patch against a model.
 
@@ -133,7 +153,7 @@ def add_delta(weight: Tensor, delta: Tensor, name: str) -> Tensor:
         PatchError: `patch_values` when the result is not finite.
     """
     total = (weight.float() + delta.to(weight.device)).to(weight.dtype)
-    if not bool(torch.isfinite(total.float()).all()):
+    if not is_finite(total.float()):
         raise PatchError("patch_values", f"{name}: the patched weight is NaN or infinite.")
     return total
 

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -199,15 +200,20 @@ class Patch:
     def id(self) -> str:
         """SHA-256 (hex) over names, dtypes and bytes of the deltas as held, not the metadata.
 
-        A patch read back from an fp16 file has another id than its fp32 original.
+        A patch read back from an fp16 file has another id than its fp32 original. Computed once.
         """
+        return self._id
+
+    @cached_property
+    def _id(self) -> str:
         sha = hashlib.sha256(self.family.name.encode())
         for name, delta in self.deltas.items():
             low = isinstance(delta, LowRank)
             parts = (delta.up, delta.down) if low else (delta.tensor,)
             sha.update(f"\n{name} {delta.alpha if low else 'full'}".encode())
             for part in parts:
-                sha.update(f" {part.dtype} {tuple(part.shape)} ".encode() + tensor_bytes(part))
+                sha.update(f" {part.dtype} {tuple(part.shape)} ".encode())
+                sha.update(tensor_bytes(part))
         return sha.hexdigest()
 
     def delta(self, name: str, strength: float = 1.0) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_save_safetensors, tensor_bytes
-from .delta import Delta, Full, LowRank
+from .delta import Delta, Full, LowRank, is_finite
 from .errors import PatchError
 from .families import FAMILIES, Family
 from .header import DTYPES, printable, read_header
@@ -80,16 +80,10 @@ def write(
     """
     if dtype not in _FLOATS:
         raise PatchError("patch_dtype", f"A patch cannot be stored as {dtype}.")
-    out: dict[str, Tensor] = {}
-    for name, delta in deltas.items():
-        stem = family.specs[name].stem
-        if isinstance(delta, LowRank):
-            out[f"{stem}.lora_up.weight"] = delta.up.to(dtype)
-            out[f"{stem}.lora_down.weight"] = delta.down.to(dtype)
-            out[f"{stem}.alpha"] = torch.tensor(delta.alpha, dtype=torch.float32)
-        else:
-            suffix = ".diff_b" if name.endswith(".bias") else ".diff"
-            out[stem + suffix] = delta.tensor.to(dtype)
+    out = {
+        key: tensor if key.endswith(".alpha") else tensor.to(dtype)
+        for key, tensor in lora_tensors(family, deltas).items()
+    }
     sha = hashlib.sha256()
     for key, tensor in out.items():
         _check_values(key, tensor)
@@ -105,6 +99,24 @@ def write(
     )
     told.setdefault("modelspec.title", f"SafeGen patch for {family.title}")
     atomic_save_safetensors(out, path, told, overwrite=overwrite)
+
+
+def lora_tensors(family: Family, deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
+    """Deltas under the keys LoRA loaders know, in their own dtypes; `.alpha` is float32.
+
+    What `write` stores, and what a host's own loader can be given.
+    """
+    out: dict[str, Tensor] = {}
+    for name, delta in deltas.items():
+        stem = family.specs[name].stem
+        if isinstance(delta, LowRank):
+            out[f"{stem}.lora_up.weight"] = delta.up
+            out[f"{stem}.lora_down.weight"] = delta.down
+            out[f"{stem}.alpha"] = torch.tensor(delta.alpha, dtype=torch.float32)
+        else:
+            suffix = ".diff_b" if name.endswith(".bias") else ".diff"
+            out[stem + suffix] = delta.tensor
+    return out
 
 
 def _read_deltas(file: Weights, family: Family) -> dict[str, Delta]:
@@ -171,5 +183,5 @@ def _assemble(weight: str, forms: Mapping[str, Tensor]) -> dict[str, Delta]:
 
 
 def _check_values(key: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         raise PatchError("patch_values", f"{key} has values that are NaN or infinite.")

@@ -109,11 +109,17 @@ class Weights:
 
     def load(self, name: str) -> Tensor:
         """Read one tensor, in its own dtype, on the CPU."""
-        dtype, shape = self.dtype(name), self.entry(name).shape
-        data = bytearray().join(self.chunks(name))
-        if not data:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(shape)
+        dtype, entry, file = self.dtype(name), self.entry(name), self._home[name]
+        data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+        rest = memoryview(data.numpy())  # filled in place: a model is too large to copy twice
+        with _reading(file), file.open("rb", buffering=0) as source:
+            source.seek(self.headers[file].data_start + entry.start)
+            while rest:
+                got = source.readinto(rest[:CHUNK])
+                if not got:
+                    raise _shortened(file)
+                rest = rest[got:]
+        return data.view(dtype).reshape(entry.shape)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The raw bytes of one tensor, a few megabytes at a time."""
@@ -124,7 +130,7 @@ class Weights:
             while position < end:
                 chunk = source.read(min(CHUNK, end - position))
                 if not chunk:
-                    raise FileError("file_truncated", f"{file} became shorter while being read.")
+                    raise _shortened(file)
                 position += len(chunk)
                 yield chunk
 
@@ -153,7 +159,7 @@ class Weights:
                 wanted = (run[-1][1] - first + 1) * width
                 data = source.read(wanted)
                 if len(data) != wanted:
-                    raise FileError("file_truncated", f"{file} became shorter while being read.")
+                    raise _shortened(file)
                 for slot, index in run:
                     at = (index - first) * width
                     found[slot * width : (slot + 1) * width] = data[at : at + width]
@@ -172,6 +178,10 @@ def _runs(indices: list[int], near: int) -> Iterator[list[tuple[int, int]]]:
         run.append((slot, index))
     if run:
         yield run
+
+
+def _shortened(file: Path) -> FileError:
+    return FileError("file_truncated", f"{file} became shorter while being read.")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,16 @@ class ComfyExtension(ABC):
     async def get_node_list(self): ...
 """
 
+# Stands for safegen_comfy/extension.py, which needs a real ComfyUI (tests/hosts/comfyui).
+EXTENSION = """
+from comfy_api.latest import ComfyExtension
+from .. import safegen_core
+
+class SafeGenExtension(ComfyExtension):
+    async def get_node_list(self):
+        return []
+"""
+
 # As ComfyUI's nodes.py loads a custom node: the module's name is its path, dots replaced.
 LIKE_COMFYUI = """
 import asyncio, importlib, importlib.util, os, sys
@@ -36,9 +46,8 @@ name = path.replace(".", "_x_")
 spec = importlib.util.spec_from_file_location(name, os.path.join(path, "__init__.py"))
 sys.modules[name] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-errors = importlib.import_module(".safegen_core.errors", name)
-assert errors.__file__.startswith(path)
 assert not hasattr(module, "NODE_CLASS_MAPPINGS")
+assert hasattr(module, "WEB_DIRECTORY") == hasattr(module, "comfy_entrypoint")
 if hasattr(module, "comfy_entrypoint"):
     extension = asyncio.run(module.comfy_entrypoint())
     nodes = asyncio.run(extension.get_node_list())
@@ -59,9 +68,12 @@ def clone(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, folder)
     entry = (ROOT / "__init__.py").read_text(encoding="utf-8")
     assert entry.count(GUARD) == 1
-    # Nodes come by relative import, which is what half a guard would let fail.
+    # A relative import is what half a guard would let fail.
     entry = entry.replace(GUARD, f"{GUARD}    from . import safegen_core\n")
     (folder / "__init__.py").write_text(entry, encoding="utf-8")
+    (folder / "safegen_comfy").mkdir()
+    (folder / "safegen_comfy" / "__init__.py").touch()
+    (folder / "safegen_comfy" / "extension.py").write_text(EXTENSION)
     tests = folder / "tests"
     tests.mkdir()
     (tests / "test_one.py").write_text(
@@ -81,6 +93,8 @@ def search_path(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str
         latest.mkdir(parents=True)
         (latest.parent / "__init__.py").touch()
         (latest / "__init__.py").write_text(FAKE_COMFY)
+        version = tmp_path / "host" / "comfyui_version.py"
+        version.write_text('__version__ = "0.16.3"\n')
         environment["PYTHONPATH"] = str(tmp_path / "host")
     return environment
 
@@ -102,3 +116,22 @@ def test_pytest_passes_in_a_folder_of_any_name(clone, search_path, arguments):
 def test_comfyui_gets_its_extension(clone, search_path, tmp_path):
     out = run("-c", LIKE_COMFYUI, str(clone), cwd=tmp_path, env=search_path)
     assert out.split() == (["comfy_api.latest"] if "PYTHONPATH" in search_path else [])
+
+
+@pytest.mark.parametrize("search_path", [True], indirect=True)
+def test_an_older_comfyui_gets_one_sentence(search_path, tmp_path):
+    (tmp_path / "host" / "comfyui_version.py").write_text('__version__ = "0.16.2"\n')
+    folder = tmp_path / "safegen"
+    folder.mkdir()
+    shutil.copy(ROOT / "__init__.py", folder)
+    done = subprocess.run(
+        [sys.executable, "-c", LIKE_COMFYUI, str(folder)],
+        cwd=tmp_path,
+        env=search_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert done.stderr.strip().endswith(
+        "SafeGen needs ComfyUI 0.16.3 or newer, this is 0.16.2: update ComfyUI."
+    )
