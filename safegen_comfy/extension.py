@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The pack as ComfyUI sees it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import folders, record
+
+
+class SafeGenExtension(ComfyExtension):
+    """Folders, the record in pictures, and the nodes."""
+
+    async def on_load(self) -> None:
+        """Called once, before the nodes are listed."""
+        folders.register()
+        record.install()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Node classes in menu order."""
+        from ..nodes.apply import ApplySafeGen
+        from ..nodes.load_patch import LoadPatch
+
+        return [LoadPatch, ApplySafeGen]
