@@ -6,6 +6,8 @@ Fixtures that make things return the function that makes one.
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -15,6 +17,16 @@ settings.register_profile(
     "safegen", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("safegen")
+
+
+@pytest.fixture(autouse=True)
+def empty_ledger(tmp_path_factory):
+    """No test reads or writes the ledger of whoever runs it, or of another test; gives its path."""
+    path = tmp_path_factory.getbasetemp() / "ledgers" / uuid.uuid4().hex / "ledger.json"
+    # Not the fixture `monkeypatch`, which a test may undo half-way.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAFEGEN_LEDGER", str(path))
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ LAYERS = (
     {"compress", "patch_file"},
     {"patch"},
     {"combine", "fit"},
-    {"apply", "bake", "extract", "undo"},
+    {"apply", "bake", "extract", "trust", "undo"},
     {"detect", "sanitize", "policy"},
     {"guard"},
     {"scan"},
@@ -45,7 +45,12 @@ HOST_MODULES = {
 }
 CORE_PACKAGES = {"torch", "safetensors", "numpy", "PIL", "tqdm"}
 # What a room asks for by itself, and only where it needs it: a host may lack these.
-LAZY = {("detect", "onnxruntime"), ("page", "jinja2"), ("scan", "av")}
+LAZY = {
+    ("detect", "onnxruntime"),
+    ("page", "jinja2"),
+    ("scan", "av"),
+    ("trust", "cryptography"),
+}
 ABOVE_CORE = {"train", "evaluate", "lab", "commands", "cli", "__main__"}
 LIGHT = {"errors", "families", "place", "recognise", "commands", "cli", "__main__"}
 
@@ -222,3 +227,88 @@ def test_two_copies_under_two_names_share_nothing():
     pytest.importorskip("torch")
     rooms = [file.stem for file in FILES if file.parent == CORE and not file.stem.startswith("__")]
     assert run_python(TWO_COPIES, str(CORE), *rooms) == []
+
+
+# ComfyUI's side: a line may import what stands before it. The extension is the pack as ComfyUI sees
+# it, so it lists the nodes although it lies in safegen_comfy.
+COMFYUI_LAYERS = ("safegen_core", "safegen_comfy", "nodes", "extension", "__init__")
+COMFYUI_MODULES = {
+    *("comfy", "comfy_api", "comfy_execution", "comfyui_version", "execution", "folder_paths"),
+    *("latent_preview", "node_helpers", "nodes", "server", "aiohttp"),
+}
+COMFYUI_FILES = [
+    ROOT / "__init__.py",
+    *sorted((ROOT / "safegen_comfy").rglob("*.py")),
+    *sorted((ROOT / "nodes").rglob("*.py")),
+]
+
+
+def comfyui_layer(*path: str) -> int | None:
+    """Where a module of ours stands in ComfyUI's arrow, from its path below the root."""
+    room = "extension" if path[:2] == ("safegen_comfy", "extension") else path[0]
+    return COMFYUI_LAYERS.index(room) if room in COMFYUI_LAYERS else None
+
+
+def comfyui_imports(file: Path) -> Iterator[tuple[str, tuple[str, ...], bool, bool]]:
+    """Where, what (from the root, if relative), whether relative, whether outside of functions."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    top_level = {id(node) for node in tree.body}
+    package = file.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree):
+        at = f"{file.relative_to(ROOT).as_posix()}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield at, tuple(alias.name.split(".")), False, id(node) in top_level
+        elif isinstance(node, ast.ImportFrom):
+            above = len(package) + 1 - node.level
+            assert above >= 0 or not node.level, f"{at} climbs out of the pack"
+            base = package[:above] if node.level else ()
+            module = tuple(node.module.split(".")) if node.module else ()
+            for alias in node.names:
+                target = (*base, *module, alias.name)
+                yield at, target, bool(node.level), id(node) in top_level
+
+
+COMFYUI_IMPORTS = [
+    (file.relative_to(ROOT).with_suffix("").parts, *found)
+    for file in COMFYUI_FILES
+    for found in comfyui_imports(file)
+]
+
+
+def test_comfyuis_side_keeps_to_its_arrow():
+    wrong = []
+    for importer, at, target, relative, _ in COMFYUI_IMPORTS:
+        if not relative:
+            continue
+        imported, own = comfyui_layer(*target), comfyui_layer(*importer)
+        heavy = target[0] == "safegen_core" and not ABOVE_CORE.isdisjoint(target[1:2])
+        if imported is None or imported > own or heavy:
+            wrong.append(f"{at} imports {'.'.join(target)}")
+    assert wrong == []
+
+
+def test_comfyuis_side_imports_us_relatively_and_else_only_what_is_there():
+    # `nodes` is ComfyUI's own module, which must be loaded before us: within functions only.
+    there = COMFYUI_MODULES | CORE_PACKAGES | set(sys.stdlib_module_names)
+    assert not [
+        f"{at} imports {'.'.join(target)}"
+        for _, at, target, relative, top_level in COMFYUI_IMPORTS
+        if not relative and (target[0] not in there or (target[0] == "nodes" and top_level))
+    ]
+
+
+def test_the_core_does_not_reach_out_of_itself():
+    climbing = [
+        f"{file.relative_to(ROOT).as_posix()}:{node.lineno}"
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level > len(file.relative_to(ROOT).parts) - 1
+    ]
+    assert climbing == []
+
+
+@pytest.mark.parametrize("script", ["install.py", "safegen.py"])
+def test_what_runs_outside_of_a_host_imports_none(script):
+    allowed = set(sys.stdlib_module_names) | {"safegen_core"}
+    assert not [at for at, target, *_ in comfyui_imports(ROOT / script) if target[0] not in allowed]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`safegen patch`: extract, inspect, combine, compress and expand patch files."""
+"""`safegen patch`: extract, inspect, combine, compress, expand, sign and trust patch files."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
     from ..compress import Compression
     from ..extract import ExtractReport
     from ..patch import Patch
+    from ..trust import Ledger, Trust
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `patch` and its actions to the command line."""
-    parser = subparsers.add_parser("patch", help="extract, inspect, combine or compress a patch")
+    parser = subparsers.add_parser(
+        "patch", help="extract, inspect, combine, compress, sign or trust a patch"
+    )
     actions = parser.add_subparsers(title="actions", metavar="<action>", required=True)
 
     extract = actions.add_parser("extract", help="the patch that turns one model into another")
@@ -35,7 +39,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     info.add_argument("patch")
     info.add_argument("--model", help="also tell how it fits this model")
     info.add_argument("--json", action="store_true", help="print JSON")
-    _trusts(info)
+    _names_family(info)
     info.set_defaults(run=_info)
 
     combine = actions.add_parser("combine", help="weighted sum of patches")
@@ -48,15 +52,40 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     compress = actions.add_parser("compress", help="keep only the largest singular vectors")
     compress.add_argument("patch")
     compress.add_argument("--rank", type=int, required=True)
-    _trusts(compress)
+    _names_family(compress)
     _writes(compress)
     compress.set_defaults(run=_compress)
 
     expand = actions.add_parser("expand", help="low-rank factors to whole deltas")
     expand.add_argument("patch")
-    _trusts(expand)
+    _names_family(expand)
     _writes(expand)
     expand.set_defaults(run=_expand)
+
+    trust = actions.add_parser(
+        "trust",
+        help="let hosts choose this patch by themselves",
+        description="Patches made here are trusted already, and so are those signed by a key in "
+        "the keys folder. Naming an untested patch in a host needs no trust.",
+    )
+    trust.add_argument("patch")
+    trust.add_argument(
+        "--tested-on", metavar="MODEL", help="only on this model, on which you have tried it"
+    )
+    _names_family(trust)
+    trust.set_defaults(run=_trust)
+
+    untrust = actions.add_parser("untrust", help="take it back: hosts need this patch's name again")
+    untrust.add_argument("patch")
+    _names_family(untrust)
+    untrust.set_defaults(run=_untrust)
+
+    sign = actions.add_parser("sign", help="write a signature beside a patch: PATCH.sig")
+    sign.add_argument("patch")
+    sign.add_argument("--key", required=True, help="private key that `safegen key new` made")
+    sign.add_argument("--overwrite", action="store_true", help="replace an existing signature")
+    _names_family(sign)
+    sign.set_defaults(run=_sign, extra="sign")
 
 
 def _writes(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +96,7 @@ def _writes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
-def _trusts(parser: argparse.ArgumentParser) -> None:
+def _names_family(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--family", help="for a file without SafeGen metadata: the family it is for"
     )
@@ -86,9 +115,31 @@ def _check_output(args: argparse.Namespace, patch: str) -> None:
     check_output(args.out, Path(patch), overwrite=args.overwrite)
 
 
-def _write(patch: Patch, args: argparse.Namespace) -> None:
+def _write(patch: Patch, args: argparse.Namespace, *parents: tuple[str, Patch]) -> None:
     patch.write(args.out, _dtype(args.dtype), overwrite=args.overwrite)
-    print(f"wrote {args.out}")
+    _wrote(args.out, *parents)
+
+
+def _wrote(out: str, *parents: tuple[str, Patch]) -> None:
+    """Tell of a new patch, and remember that it was made here."""
+    from ..trust import remember_made
+
+    print(f"wrote {out}")
+    judged = ((path, _judge(parent, path)) for path, parent in parents)
+    remember_made(_read(out, None), _ledger(), judged)
+
+
+def _ledger() -> Ledger:
+    from ..trust import Ledger, default_path
+
+    return Ledger(default_path())
+
+
+def _judge(patch: Patch, path: str, digest: Callable[[], str] | None = None) -> Trust:
+    from ..trust import judge
+
+    ledger = _ledger()
+    return judge(patch, path, ledger, ledger.keys_folder, digest)
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -113,7 +164,7 @@ def _extract(args: argparse.Namespace) -> int:
             progress=progress,
         )
     _tell_extract(report)
-    print(f"wrote {args.out}")
+    _wrote(args.out)
     return 0
 
 
@@ -153,16 +204,21 @@ def _info(args: argparse.Namespace) -> int:
 
     patch = _read(args.patch, args.family)
     told = patch.describe()
+    digest: Callable[[], str] | None = None
     if args.model:
-        from ..fingerprint import SelfAttention
+        from ..fingerprint import Fingerprint, SelfAttention
         from ..fit import require_fit
 
-        fit = require_fit(SelfAttention.of(args.model), patch, any_base=True)
+        model = SelfAttention.of(args.model)
+        digest = lambda: Fingerprint.of(model).digest  # noqa: E731
+        fit = require_fit(model, patch, any_base=True)
         told["match"] = fit.match or "unknown"
         if fit.distance is not None:
             told["distance"] = f"{fit.distance:.4f}"
         if fit.carried is not None:
             told["carried"] = f"{fit.carried.amount:.2f} ± {fit.carried.error:.2f}"
+    trust = _judge(patch, args.patch, digest)
+    told["trust"] = f"{trust.level}: {trust.reason}"
     if args.json:
         print(json.dumps(told, indent=2))
     else:
@@ -175,14 +231,16 @@ def _info(args: argparse.Namespace) -> int:
 def _combine(args: argparse.Namespace) -> int:
     from ..combine import bases_differ, combine
 
-    parts = []
+    parts, parents = [], []
     for text in args.patches:
         path, weight = _weighted(text)
         _check_output(args, path)
-        parts.append((_read(path, None), weight))
+        patch = _read(path, None)
+        parts.append((patch, weight))
+        parents.append((path, patch))
     if bases_differ(patch for patch, _ in parts):
         print("warning: the patches were made for different or unknown bases")
-    _write(combine(parts), args)
+    _write(combine(parts), args, *parents)
     return 0
 
 
@@ -197,13 +255,49 @@ def _weighted(text: str) -> tuple[str, float]:
 
 def _compress(args: argparse.Namespace) -> int:
     _check_output(args, args.patch)
-    patch, compression = _read(args.patch, args.family).compress(args.rank)
+    parent = _read(args.patch, args.family)
+    patch, compression = parent.compress(args.rank)
     _tell_compression(compression)
-    _write(patch, args)
+    _write(patch, args, (args.patch, parent))
     return 0
 
 
 def _expand(args: argparse.Namespace) -> int:
     _check_output(args, args.patch)
-    _write(_read(args.patch, args.family).expand(), args)
+    parent = _read(args.patch, args.family)
+    _write(parent.expand(), args, (args.patch, parent))
+    return 0
+
+
+def _trust(args: argparse.Namespace) -> int:
+    from ..trust import remember
+
+    patch = _read(args.patch, args.family)
+    digest = None
+    if args.tested_on:
+        from ..fingerprint import Fingerprint
+
+        digest = Fingerprint.of(args.tested_on, patch.family).digest
+    remember(patch, "tested" if digest else "chosen", _ledger(), digest)
+    trust = _judge(patch, args.patch, (lambda: digest) if digest else None)
+    print(f"{trust.level}: {trust.reason}")
+    return 0 if trust.trusted else 1
+
+
+def _untrust(args: argparse.Namespace) -> int:
+    patch = _read(args.patch, args.family)
+    if not _ledger().remove(patch.id()):
+        print("it was not in the ledger")
+    trust = _judge(patch, args.patch)
+    print(f"{trust.level}: {trust.reason}")
+    return 1 if trust.trusted else 0  # still signed by a key in the keys folder
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from ..trust.signature import sign
+
+    signature = sign(
+        args.patch, _read(args.patch, args.family).id(), args.key, overwrite=args.overwrite
+    )
+    print(f"wrote {signature}")
     return 0

@@ -46,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
         print(error.message, file=sys.stderr)
         return 130
     print(result.patch_path or "dry run: everything fits; nothing was written")
+    if result.patch is not None:
+        from ..trust import Ledger, default_path, remember_made
+
+        remember_made(result.patch, Ledger(default_path()))
     return 0
 
 

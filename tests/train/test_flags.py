@@ -13,8 +13,10 @@ pytest.importorskip("diffusers")
 
 from safegen_core import cli
 from safegen_core.commands import train as command
+from safegen_core.patch import Patch
 from safegen_core.train import flags, load_config
 from safegen_core.train import run as run_module
+from safegen_core.trust import Ledger
 
 
 @pytest.fixture
@@ -24,14 +26,16 @@ def file(make_config, tmp_path) -> Path:
     return path
 
 
-def test_dry_run_then_train_then_never_overwrite(file, tmp_path, capsys):
+def test_dry_run_then_train_then_never_overwrite(file, tmp_path, capsys, empty_ledger):
     assert cli.main(["train", str(file), "--dry-run"]) == 0
     assert "nothing was written" in capsys.readouterr().out
+    assert not empty_ledger.exists()
     assert list(tmp_path.iterdir()) == [file]
     arguments = ["train", str(file), "--schedule.steps", "2", "--quiet"]
     assert cli.main(arguments) == 0
     patch = tmp_path / "run" / "patch.safetensors"
     assert str(patch) in capsys.readouterr().out
+    assert Ledger(empty_ledger).entries()[Patch.read(patch).id()].how == "made"
     assert patch.is_file()
     assert load_config(tmp_path / "run" / "config.toml").schedule.steps == 2
     assert cli.main(arguments) == 2
