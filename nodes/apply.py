@@ -40,16 +40,17 @@ class ApplySafeGen(io.ComfyNode):
                 ),
                 PatchType.Input(
                     "patch", optional=True,
-                    tooltip="From Load SafeGen Patch. Leave it unconnected: then the best installed "
-                    "patch that is trusted here and fits this model is taken.",
+                    tooltip="From Load SafeGen Patch. Leave it unconnected and the best installed "
+                    "patch that is trusted here and fits the model is taken.",
                 ),
                 io.Combo.Input(
-                    "on_unsupported", options=["error", "pass"], default="error", advanced=True,
-                    tooltip="For models no patch can go on (Flux, Qwen, video): stop with an error, "
-                    "or pass them through unprotected, with a warning on the node.",
+                    "on_unsupported", options=["error", "pass"], default="error",
+                    optional=True, advanced=True,
+                    tooltip="For models no patch can go on (Flux, Qwen, video): stop with an "
+                    "error, or pass them through unprotected, with a warning on the node.",
                 ),
                 io.Boolean.Input(
-                    "any_base", default=False, advanced=True,
+                    "any_base", default=False, optional=True, advanced=True,
                     tooltip="Accept a patch that was made for another model, or does not say for "
                     "which. It may damage pictures and protect nothing: only to try things out.",
                 ),
