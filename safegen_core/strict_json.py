@@ -30,10 +30,17 @@ def read_object(path: Path, *, longest: int) -> dict[str, Any]:
         data = file.read(longest + 1)
     if len(data) > longest:
         raise ValueError(f"it is larger than {longest} bytes")
+    return parse_object(data.decode("utf-8-sig"))
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """One JSON object from text.
+
+    Raises:
+        ValueError: as for `read_object`.
+    """
     try:
-        values = json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(values, dict):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from safegen_core import errors
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("safegen_core", "safegen_comfy", "nodes")
 PAGE = ROOT / "docs" / "errors.md"
 CLASSES = {
     name: kind
@@ -44,7 +45,7 @@ class Raised(NamedTuple):
 
 
 def raised() -> Iterator[Raised]:
-    for file in sorted((ROOT / "safegen_core").rglob("*.py")):
+    for file in sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
@@ -52,7 +53,7 @@ def raised() -> Iterator[Raised]:
             code, message = ([*node.args, None, None][:2]) if node.args else (None, None)
             code, message = given.get("code", code), given.get("message", message)
             if node.func.id in CLASSES and isinstance(code, ast.Constant):
-                where = file.relative_to(ROOT / "safegen_core").as_posix()
+                where = file.relative_to(ROOT).as_posix().removeprefix("safegen_core/")
                 yield Raised(code.value, where, node.lineno, node.func.id, spoken(message))
 
 

@@ -22,6 +22,7 @@ from safegen_core import guard  # noqa: E402
 from safegen_core.detect import Detection, Reading, censor, pictures  # noqa: E402
 from safegen_core.errors import DetectorError  # noqa: E402
 from safegen_core.guard import render  # noqa: E402
+from safegen_core.guard.rendering import show  # noqa: E402
 from safegen_core.policy import Policy  # noqa: E402
 
 FLOOR = 0.1
@@ -753,3 +754,16 @@ class TestThoseWhoCannotEvenFail:
                 raise Mute("oh")
 
         assert is_error(only(picture(), shelf=Shelf(Failing("A", "B"))), "detector_failed")
+
+
+def test_show_says_whether_the_sign_stands_for_the_picture():
+    for own, other, is_sign in (
+        (picture(0.1), None, False),
+        (picture(0.5), None, False),
+        (picture(0.1, 0.9), None, True),
+        (picture(0.1), picture(0.2), True),  # judged was another one
+    ):
+        shown = show(own, only(own if other is None else other), POLICY)
+        assert shown.is_sign == is_sign
+    clear = picture(0.1)
+    assert show(clear, only(clear), POLICY).picture is clear

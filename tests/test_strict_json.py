@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from safegen_core.detect.classifier_file import Recipe
 from safegen_core.policy.document import read as read_policy
-from safegen_core.strict_json import read_object
+from safegen_core.strict_json import parse_object, read_object
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 SCALARS = SCALARS.filter(lambda value: value not in (float("inf"), float("-inf")))
@@ -90,3 +90,14 @@ def test_a_named_pipe_is_not_waited_for(tmp_path, read):
     os.mkfifo(pipe)
     with pytest.raises(Exception, match="not a file"):
         read(pipe)
+
+
+@given(OBJECTS)
+def test_text_is_read_as_a_file_is(values):
+    assert parse_object(json.dumps(values)) == values
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1, "a": 2}', '{"a": NaN}', "{" * 10, "[" * 9999])
+def test_text_that_is_no_object_is_refused(text):
+    with pytest.raises(ValueError):  # noqa: PT011  - json has many words for it
+        parse_object(text)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]
 """`(x0, y0, x1, y1)` in pixels of the upright picture; `x1` and `y1` are exclusive."""
 
+NUDENET = "nudenet"
+"""What policies call NudeNet, the one detector that needs no description."""
+
 
 @dataclass(frozen=True)
 class Detection:

@@ -21,7 +21,17 @@ from . import Box
 from .mask import SHAPES, box_mask, region_mask
 from .placeholder import placeholder
 
-__all__ = ["Style", "blur", "box_mask", "fill", "hide", "mosaic", "placeholder", "region_mask"]
+__all__ = [
+    "Style",
+    "blur",
+    "box_mask",
+    "fill",
+    "hide",
+    "hide_mask",
+    "mosaic",
+    "placeholder",
+    "region_mask",
+]
 
 Regions = Sequence[Sequence[Box]] | torch.Tensor
 
@@ -170,7 +180,7 @@ def hide(
     """
     _check(images)
     style = style or Style()
-    batch, height, width, channels = images.shape
+    batch, height, width, _ = images.shape
     if len(boxes) != batch:
         raise ValueError(f"got boxes for {len(boxes)} pictures, but {batch} pictures")
     longer = max(height, width)
@@ -178,25 +188,54 @@ def hide(
     for i, regions in enumerate(boxes):
         if not len(regions):
             continue
-        image = images[i : i + 1]
         feather = style.feather * longer
         mask = region_mask(regions, height, width, style.shape, style.grow, feather)[None]
-        if style.kind == "fill":
-            scale = 1 if images.dtype == torch.uint8 else 255
-            color = [value / scale for value in _color(style.color, channels)]
-            result[i] = fill(image, mask, color)[0]
-        else:
-            method = mosaic if style.kind == "mosaic" else blur
-            result[i] = method(image, mask, _cell(regions, height, width, style))[0]
+        longest = max(
+            max(min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0))
+            for x0, y0, x1, y1 in regions
+        )
+        result[i] = _hidden(images[i : i + 1], mask, longest * (1 + 2 * style.grow), style)[0]
     return result
 
 
-def _cell(boxes: Sequence[Box], height: int, width: int, style: Style) -> int:
-    longest = max(
-        max(min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0)) for x0, y0, x1, y1 in boxes
-    )
-    grown = longest * (1 + 2 * style.grow)
-    return math.ceil(max(style.strength * max(height, width), grown / _CELLS, _SMALLEST_CELL))
+def hide_mask(images: torch.Tensor, mask: torch.Tensor, style: Style | None = None) -> torch.Tensor:
+    """`hide` for regions that somebody has drawn: the mask is the region, with its own edge.
+
+    Args:
+        images: as for `hide`.
+        mask: `[B, H, W]`, 0..1; values outside count as the nearest of the two.
+        style: how; its `shape`, `grow` and `feather` are about boxes and do nothing here.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+
+    Raises:
+        ValueError: on a wrong shape or dtype.
+    """
+    _check(images)
+    style = style or Style()
+    mask = _as_mask(images, mask)
+    result = images.clone()
+    for i, drawn in enumerate(mask > 0):
+        rows, columns = drawn.any(dim=1).nonzero(), drawn.any(dim=0).nonzero()
+        if len(rows):
+            longest = 1 + max(int(side[-1] - side[0]) for side in (rows, columns))
+            result[i] = _hidden(images[i : i + 1], mask[i : i + 1], longest, style)[0]
+    return result
+
+
+def _hidden(image: torch.Tensor, mask: torch.Tensor, longest: float, style: Style) -> torch.Tensor:
+    """One picture `[1, H, W, C]` under its mask; `longest` is the longest side of a region."""
+    if style.kind == "fill":
+        scale = 1 if image.dtype == torch.uint8 else 255
+        return fill(image, mask, [value / scale for value in _color(style.color, image.shape[3])])
+    method = mosaic if style.kind == "mosaic" else blur
+    return method(image, mask, _cell(longest, max(image.shape[1:3]), style))
+
+
+def _cell(longest: float, longer: int, style: Style) -> int:
+    """Side of a mosaic cell for a region `longest` long in a picture whose longer side is given."""
+    return math.ceil(max(style.strength * longer, longest / _CELLS, _SMALLEST_CELL))
 
 
 def _color(rgb: Sequence[float], channels: int) -> list[float]:

@@ -19,7 +19,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import DetectorError
-from . import Detection, Reading
+from . import NUDENET, Detection, Reading
 from .network import Network
 from .yolo import FLOOR, decode, labels_of, letterbox
 
@@ -93,7 +93,7 @@ class NudeNet:
             and which regions are worth drawing, depends on them. None: all labels, from `LIMIT`.
     """
 
-    name = "nudenet"
+    name = NUDENET
 
     def __init__(
         self,

@@ -11,12 +11,13 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import DetectorError
-from . import Detector
-from .classifier import Classifier
-from .network import open_network
-from .nudenet import NudeNet, Resolution, find_model
+from . import NUDENET, Detector
+
+if TYPE_CHECKING:
+    from .nudenet import Resolution
 
 
 class Shelf:
@@ -46,7 +47,7 @@ class Shelf:
     def names(self) -> tuple[str, ...]:
         """Every name `open` may be asked for; not a promise that the files behind it are good."""
         found = {file.stem for folder in self._folders for file in folder.glob("*.json")}
-        return (NudeNet.name, *sorted(found - {NudeNet.name}))
+        return (NUDENET, *sorted(found - {NUDENET}))
 
     def open(
         self,
@@ -66,7 +67,12 @@ class Shelf:
             DetectorError: `detector_missing` for a name nobody has, and whatever the detector's
                 own files are refused for.
         """
-        if name == NudeNet.name:
+        # Only who opens a detector needs what runs it; hosts import this module at their start.
+        from .classifier import Classifier
+        from .network import open_network
+        from .nudenet import NudeNet, find_model
+
+        if name == NUDENET:
             file = self._model or find_model(self._folders)
             return NudeNet(open_network(file, **self._how), resolution, limits)
         if name not in self.names():

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,16 +51,32 @@ def render(
         over white, and a Pillow image becomes upright RGB without metadata. Withheld: a sign of the
         same size.
     """
+    return show(picture, verdict, policy).picture
+
+
+class Shown(NamedTuple):
+    """What may leave, and whether it is but the sign."""
+
+    picture: Any
+    is_sign: bool
+
+
+def show(
+    picture: Any, verdict: Verdict, policy: Policy | Mapping[str, Any] | str | os.PathLike[str]
+) -> Shown:
+    """As `render`, for whoever must report truly what left: a verdict alone does not say it."""
     try:
         if (verdict.action, verdict.cause) in (("release", "clear"), ("censor", "detection")):
             opened = Policy.open(policy)
             seen = pictures.views(picture)
             if id_of(opened, verdict.detectors, seen) != verdict.id:
                 raise ValueError("the verdict is about another picture or policy")
-            return picture if verdict.released else _censored(picture, seen, verdict, opened)
+            if verdict.released:
+                return Shown(picture, False)
+            return Shown(_censored(picture, seen, verdict, opened), False)
     except Exception as error:  # fail closed: the sign, whatever it was
         _log.warning("a picture could not be rendered, a sign stands for it: %s", said(error))
-    return _sign(picture, verdict)
+    return Shown(_sign(picture, verdict), True)
 
 
 def _censored(picture: Any, seen: list[Tensor], verdict: Verdict, policy: Policy) -> Any:

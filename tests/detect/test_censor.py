@@ -19,6 +19,7 @@ from safegen_core.detect.censor import (  # noqa: E402
     box_mask,
     fill,
     hide,
+    hide_mask,
     mosaic,
     region_mask,
 )
@@ -288,3 +289,29 @@ def test_wrong_arguments_of_the_rest(call):
 def test_unknown_words(wrong):
     with pytest.raises(ValueError, match=r"smear|star"):
         Style(**wrong)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_drawn_mask_is_hidden_like_its_box_and_nothing_else_is(kind, dtype):
+    before = images(height=40, width=60, dtype=dtype)
+    kept = before.clone()
+    box = (10, 8, 34, 30)
+    style = Style(kind, grow=0, feather=0)
+    mask = torch.stack([box_mask([box], 40, 60), torch.zeros(40, 60)])
+    after = hide_mask(before, mask, style)
+    assert torch.equal(before, kept), "the input was changed in place"
+    assert torch.equal(after, hide(before, [[box], []], style))
+
+
+def test_a_large_mask_gets_large_cells_and_a_soft_one_mixes():
+    before = images(1, 64, 64, torch.float32)
+    whole = hide_mask(before, torch.ones(1, 64, 64), Style())
+    assert len(whole.reshape(-1, 3).unique(dim=0)) == 64
+    half = hide_mask(before, torch.full((1, 64, 64), 0.5), Style())
+    assert torch.allclose(half, torch.lerp(before, whole, 0.5), atol=1e-6)
+
+
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="mask has shape"):
+        hide_mask(images(), torch.ones(2, 13, 16))
