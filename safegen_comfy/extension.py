@@ -19,6 +19,19 @@ class SafeGenExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Node classes in menu order."""
         from ..nodes.apply import ApplySafeGen
+        from ..nodes.censor_regions import CensorRegions
+        from ..nodes.check_image import CheckImage
+        from ..nodes.compare import Compare
         from ..nodes.load_patch import LoadPatch
+        from ..nodes.policy import PolicyNode
+        from ..nodes.save_checkpoint import SaveCheckpoint
 
-        return [LoadPatch, ApplySafeGen]
+        return [
+            ApplySafeGen,
+            LoadPatch,
+            CheckImage,
+            PolicyNode,
+            CensorRegions,
+            Compare,
+            SaveCheckpoint,
+        ]

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,55 @@ def test_a_torch_is_pinned_so_that_no_dependency_replaces_it():
 def test_windows_gets_windows_line_endings(script):
     lines = (ROOT / script).read_bytes().split(b"\n")
     assert all(line.endswith(b"\r") for line in lines[:-1])
+
+
+def test_the_registry_reads_the_version_and_the_floor():
+    comfy = PYPROJECT["tool"]["comfy"]
+    # comfy-cli reads the version as text, by this expression's kind, without running Python.
+    source = (ROOT / comfy["version"]["path"]).read_text(encoding="utf-8")
+    assert re.findall(r'^__version__ = "([^"\\]+)"$', source, re.MULTILINE) == [__version__]
+    assert "version" in PROJECT["dynamic"]
+    floor = re.fullmatch(r">=(\d+)\.(\d+)\.(\d+)", comfy["requires-comfyui"])
+    door = (ROOT / "__init__.py").read_text(encoding="utf-8")
+    assert floor is not None
+    assert f"({', '.join(floor.groups())})" in door
+    # `web` there would serve the folder under a second name, and its scripts would run twice.
+    assert "web" not in comfy
+
+
+def left_out() -> list[str]:
+    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_node_pack_leaves_out_only_what_is_there_and_not_needed():
+    # Anchored names and no other syntax, so that this test reads them as comfy-cli does.
+    assert [line for line in left_out() if not re.fullmatch(r"/[\w./-]+|/\.\*", line)] == []
+    gone = [line.strip("/") for line in left_out()]
+    assert [name for name in gone if "*" not in name and not (ROOT / name).exists()] == []
+    needed = {"LICENSE", "__init__.py", "install.py", "pyproject.toml", "safegen.py"}
+    needed |= {"nodes", "safegen_comfy", "safegen_core", "web", "locales", "example_workflows"}
+    assert [(name, line) for name in needed for line in gone if fnmatch(name, line)] == []
+    inside = [line for line in gone if line.split("/")[0] in needed]
+    assert inside == []
+    assert {"tests", "benchmarks"} <= set(gone)
+
+
+def loaded_by(script: Path) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-I", "-X", "importtime", script],
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ""
+    return {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+
+
+def test_installing_into_a_host_does_nothing(tmp_path):
+    copy, empty = tmp_path / "install.py", tmp_path / "empty.py"
+    copy.write_bytes((ROOT / "install.py").read_bytes())
+    empty.touch()
+    assert loaded_by(copy) == loaded_by(empty)
+    assert sorted(tmp_path.iterdir()) == [empty, copy]
