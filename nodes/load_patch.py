@@ -42,11 +42,11 @@ class LoadPatch(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
         """When the graph is queued: is the file still there?"""
         if file == NONE:
             return ways.no_patch()
-        return ways.true_or_sentence(lambda: folders.find_patch(file))
+        return file is None or ways.true_or_sentence(lambda: folders.find_patch(file))
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> tuple:
