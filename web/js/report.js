@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/**
+ * *Copy report*: the check's report as text, for a colleague or a bug report. Pictures are never in
+ * it; the graph's prompts only if the user ticks the box, for this one report.
+ */
+
+import { promptsOf } from "./prompts.js";
+import { make } from "./style.js";
+import { say } from "./text.js";
+
+/** The line with the button and the box. */
+export function reportLine(node, report) {
+  const box = make("input");
+  box.type = "checkbox";
+  const tick = make("label", box, say("withPrompt"));
+  tick.title = say("withPromptWhy");
+  const button = make("button", say("copy"));
+  button.type = "button";
+  const line = make("div.safegen-report", button, tick);
+  let back = 0;
+
+  button.addEventListener("click", async () => {
+    line.querySelector("textarea")?.remove();
+    const text = told(report, box.checked ? promptsOf(node.graph.rootGraph ?? node.graph) : null);
+    const done = await copy(text);
+    button.textContent = say(done ? "copied" : "copyYourself");
+    if (!done) offer(line, text);
+    clearTimeout(back);
+    back = setTimeout(() => (button.textContent = say("copy")), done ? 1800 : 8000);
+  });
+  return line;
+}
+
+function told(report, prompts) {
+  return JSON.stringify(prompts ? { ...report, prompts } : report, null, 2);
+}
+
+/** Whether the text is in the clipboard now. */
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // No permission, or a page served without TLS, where browsers have no clipboard at all.
+    const area = make("textarea");
+    area.value = text;
+    area.style.cssText = "position: fixed; opacity: 0";
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+}
+
+/** The last resort: the text itself, selected. */
+function offer(line, text) {
+  const area = make("textarea");
+  area.readOnly = true;
+  area.value = text;
+  line.append(area);
+  area.select();
+}

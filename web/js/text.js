@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+/** The front end's own words in the four languages of the pack; the server's sentences stay as they are. */
+
+const LANGUAGES = ["en", "zh", "ja", "ko"];
+
+export const TEXTS = {
+  // Apply SafeGen
+  waiting: ["runs with the next queue", "将在下次运行时显示", "次の実行で表示されます", "다음 실행 때 표시됩니다"],
+  green: ["protected", "已保护", "保護中", "보호됨"],
+  amber: ["protected, related base", "已保护，基础模型相近", "保護中（近いベース）", "보호됨, 비슷한 베이스"],
+  red: ["made for another model", "为其他模型制作", "別のモデル用のパッチ", "다른 모델용 패치"],
+  unknown: ["base unknown, try it out", "基础模型未知，请试用", "ベース不明、要確認", "베이스를 알 수 없음, 확인 필요"],
+  baked: ["protected, built into the model", "已保护，内置于模型", "保護中（モデルに組込み済み）", "보호됨, 모델에 내장됨"],
+  off: ["off", "关闭", "オフ", "꺼짐"],
+  unsupported: ["not protected", "未受保护", "保護なし", "보호되지 않음"],
+  failed: ["stopped", "已停止", "停止しました", "중지됨"],
+  // Apply's facts, by the label the server gives
+  patch: ["patch", "补丁", "パッチ", "패치"],
+  model: ["model", "模型", "モデル", "모델"],
+  family: ["family", "模型系列", "系統", "계열"],
+  "base match": ["base match", "基础模型匹配", "ベースの一致", "베이스 일치"],
+  coverage: ["coverage", "覆盖", "適用範囲", "적용 범위"],
+  rank: ["rank", "秩", "ランク", "랭크"],
+  strength: ["strength", "强度", "強さ", "강도"],
+  trust: ["trust", "可信度", "信頼", "신뢰"],
+  // Check Image
+  released: ["released", "已放行", "通過", "통과"],
+  censored: ["censored", "已遮盖", "一部を隠しました", "가려짐"],
+  withheld: ["withheld", "已拦截", "止めました", "차단됨"],
+  unjudged: ["could not be checked", "无法检查", "判定できません", "검사할 수 없음"],
+  pictures: ["{n} of {all}", "{all} 张中的 {n} 张", "{all} 枚中 {n} 枚", "{all}장 중 {n}장"],
+  nothing: ["Nothing was passed on", "没有图像被传递", "何も渡されませんでした", "아무것도 전달되지 않았습니다"],
+  nothingWhy: [
+    "The nodes after this one did not run, so nothing was saved.",
+    "此节点之后的节点没有运行，因此没有保存任何内容。",
+    "このノードの先は実行されず、何も保存されていません。",
+    "이 노드 다음의 노드는 실행되지 않아 아무것도 저장되지 않았습니다.",
+  ],
+  "as it is": ["as it is", "原样", "そのまま", "그대로"],
+  sign: ["a sign instead", "以标志代替", "代わりの表示", "표지로 대체"],
+  replaced: ["replaced", "已替换", "差し替え", "대체됨"],
+  dropped: ["left out", "已去除", "除外", "제외됨"],
+  blocked: ["blocked", "已阻止", "ブロック", "차단"],
+  copy: ["Copy report", "复制报告", "レポートをコピー", "보고서 복사"],
+  copied: ["Copied ✓", "已复制 ✓", "コピーしました ✓", "복사됨 ✓"],
+  copyYourself: [
+    "Copy this text with Ctrl+C (⌘C)",
+    "请用 Ctrl+C (⌘C) 复制此文本",
+    "Ctrl+C (⌘C) でコピーしてください",
+    "Ctrl+C(⌘C)로 복사하세요",
+  ],
+  withPrompt: ["with prompt", "包含提示词", "プロンプトを含む", "프롬프트 포함"],
+  withPromptWhy: [
+    "Add this graph's prompt texts to the copied report. Pictures are never in it.",
+    "把此工作流的提示词加入复制的报告。报告绝不包含图像。",
+    "このグラフのプロンプトをコピーするレポートに加えます。画像は含まれません。",
+    "이 그래프의 프롬프트를 복사할 보고서에 넣습니다. 이미지는 들어가지 않습니다.",
+  ],
+  // marks on samplers
+  markNone: ["SafeGen: not protected", "SafeGen：未受保护", "SafeGen: 保護なし", "SafeGen: 보호되지 않음"],
+  markPartly: ["SafeGen: partly protected", "SafeGen：部分受保护", "SafeGen: 一部のみ保護", "SafeGen: 일부만 보호됨"],
+  markNoneWhy: [
+    "This node samples from a model that does not pass an active Apply SafeGen. Connect its model input to Apply SafeGen's output.",
+    "此节点使用的模型没有经过启用的 Apply SafeGen。请把它的模型输入连接到 Apply SafeGen 的输出。",
+    "このノードのモデルは有効な Apply SafeGen を通っていません。モデル入力を Apply SafeGen の出力につないでください。",
+    "이 노드의 모델은 켜져 있는 Apply SafeGen을 거치지 않습니다. 모델 입력을 Apply SafeGen의 출력에 연결하세요.",
+  ],
+  markPartlyWhy: [
+    "Some of the models this node works with do not pass an active Apply SafeGen, for instance one side of a merge. Put Apply SafeGen after the merge.",
+    "此节点使用的部分模型没有经过启用的 Apply SafeGen，例如合并的一侧。请把 Apply SafeGen 放在合并之后。",
+    "このノードのモデルの一部（マージの片方など）が有効な Apply SafeGen を通っていません。マージの後に Apply SafeGen を置いてください。",
+    "이 노드의 모델 일부(예: 병합의 한쪽)가 켜져 있는 Apply SafeGen을 거치지 않습니다. 병합 뒤에 Apply SafeGen을 두세요.",
+  ],
+  setting: [
+    "Mark samplers that bypass Apply SafeGen",
+    "标记绕过 Apply SafeGen 的采样器",
+    "Apply SafeGen を通らないサンプラーに印を付ける",
+    "Apply SafeGen을 거치지 않는 샘플러 표시",
+  ],
+  settingWhy: [
+    "Only in graphs that contain an Apply SafeGen node.",
+    "仅用于含有 Apply SafeGen 节点的工作流。",
+    "Apply SafeGen ノードを含むグラフだけに表示します。",
+    "Apply SafeGen 노드가 있는 그래프에서만 표시합니다.",
+  ],
+};
+
+let language = 0;
+
+/** @param {string} [locale] the front end's `Comfy.Locale`, such as "en" or "zh-TW" */
+export function speak(locale) {
+  language = Math.max(0, LANGUAGES.indexOf(String(locale ?? "en").split("-")[0]));
+}
+
+/** The text of a key with `{name}` filled in; a key that has no text is shown as it came. */
+export function say(key, values = {}) {
+  const text = Object.hasOwn(TEXTS, key) ? TEXTS[key][language] : String(key);
+  return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+}
