@@ -45,8 +45,20 @@ def test_patches_are_described_and_what_is_none_says_why(tmp_path):
         "family": "lab",
         "form": "rank 3",
         "base": "unknown",
+        "trust": "untested: not made or tested here, not signed",
     }
     assert set(broken) == {"file", "file_header"}
+
+
+def test_a_comfyuis_version_is_told(tmp_path):
+    place = find_place(make_pack(tmp_path / "custom_nodes" / "safegen"))
+    assert "version" not in doctor.host(place)
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "0.30.0"\n')
+    assert doctor.host(place) == {
+        "host": "ComfyUI",
+        "folder": str(tmp_path),
+        "version": "0.30.0",
+    }
 
 
 def test_two_packs_in_one_host_conflict(tmp_path):

@@ -62,8 +62,12 @@ def system(place: Place) -> Facts:
 
 def host(place: Place) -> Facts:
     """The host this copy belongs to."""
-    folder = {} if place.host_folder is None else {"folder": str(place.host_folder)}
-    return {"host": place.host, **folder}
+    facts = {"host": place.host}
+    if place.host_folder is not None:
+        facts["folder"] = str(place.host_folder)
+    if version := _comfyui_version(place):
+        facts["version"] = version
+    return facts
 
 
 def devices(place: Place) -> Facts:
@@ -197,18 +201,33 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed or report["Conflicts"] else 0
 
 
+def _comfyui_version(place: Place) -> str | None:
+    if place.host != "ComfyUI" or place.host_folder is None:
+        return None
+    try:
+        told = (place.host_folder / "comfyui_version.py").read_text(encoding="utf-8")
+    except OSError:  # older than that file, or its data lie apart from it (--base-directory)
+        return None
+    found = re.search(r'__version__ = "([^"]+)"', told)
+    return found[1] if found else None
+
+
 def _patch(file: Path) -> dict[str, str]:
     from ..patch import Patch
+    from ..trust import Ledger, default_path, judge
 
     try:
         patch = Patch.read(file)
     except SafeGenError as error:
         return {"file": str(file), error.code: error.message}
+    ledger = Ledger(default_path())
+    trust = judge(patch, file, ledger, ledger.keys_folder)
     return {
         "file": str(file),
         "family": patch.family.name,
         "form": f"rank {'/'.join(map(str, patch.ranks))}" if patch.ranks else "whole",
         "base": patch.base.digest[:16] if patch.base else "unknown",
+        "trust": f"{trust.level}: {trust.reason}",
     }
 
 
