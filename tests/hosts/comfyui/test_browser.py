@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The pack in ComfyUI's own front end, in a headless Chromium.
+
+Screenshots are left in the folder that SAFEGEN_SCREENSHOTS names, else in the tests' temporary one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hosts.comfyui.client import Client
+from tests.hosts.comfyui.sources import ROOT, SOURCES
+
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+newest = pytest.mark.parametrize("server", SOURCES[-1:], indirect=True)  # the front end is the same
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+
+# Where an example names files of the real world, the nano ones stand in.
+STAND_INS = {
+    "ckpt_name": "nano-sd1.safetensors",
+    "unet_name": "nano-sd1.safetensors",
+    "vae_name": "nano.safetensors",
+    "lora_name": "style.safetensors",
+    "file": "sd1.safetensors",
+    "checkpoint": "nano-sd1.safetensors",
+    "policy": "red.json",
+    "detectors": "red",
+    "more_labels": "TEST_RED = 0.5 censor",
+    "width": 64,
+    "height": 64,
+    "steps": 1,
+    "image": "example.png",
+}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser, client: Client) -> Iterator:
+    """ComfyUI's page, loaded and quiet; what its scripts raised must not name us."""
+    client.post("/settings/Comfy.TutorialCompleted", True)
+    page = browser.new_page(viewport={"width": 1800, "height": 1100})
+    page.set_default_timeout(60_000)
+    raised: list[str] = []
+    page.on("pageerror", lambda error: raised.append(f"{error.message}\n{error.stack}"))
+    page.on("console", lambda m: raised.append(m.text) if m.type == "error" else None)
+    page.goto(client.url)
+    # ready when its first graph is there, which would otherwise replace ours
+    page.wait_for_function("window.comfyAPI?.app?.app?.graph?._nodes?.length > 0")
+    assert page.evaluate("'SafeGenApply' in LiteGraph.registered_node_types")
+    yield page
+    page.close()
+    assert not [text for text in raised if "safegen" in text.lower()]
+
+
+@pytest.fixture
+def shot(server, tmp_path: Path) -> Callable:
+    """Take a screenshot of the whole graph: `shot(page, name)`."""
+    folder = Path(os.environ.get("SAFEGEN_SCREENSHOTS") or tmp_path)
+
+    def take(page, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        page.evaluate("""() => {
+            const { canvas, graph } = comfyAPI.app.app;
+            const boxes = graph._nodes.map((node) => [...node.getBounding()]);
+            const [left, top] = [0, 1].map((i) => Math.min(...boxes.map((box) => box[i])));
+            const [right, low] = [0, 1].map((i) => Math.max(...boxes.map((b) => b[i] + b[i + 2])));
+            canvas.ds.fitToBounds([left, top, right - left, low - top], { zoom: 0.9 });
+            canvas.setDirty(true, true);
+        }""")
+        page.wait_for_timeout(700)
+        page.screenshot(path=folder / f"{server.version}-{name}.png")
+
+    return take
+
+
+def queue(page, client: Client):
+    """Press Queue, and wait for the end."""
+    known = set(client.get("/history"))
+    page.evaluate("comfyAPI.app.app.queuePrompt(0, 1)")
+    for _ in range(600):
+        new = set(client.get("/history")) - known
+        if new:
+            return client.wait(new.pop())
+        page.wait_for_timeout(100)
+    raise AssertionError(f"nothing was queued: {page.inner_text('body')[-2000:]}")
+
+
+# The samplers with our mark: a badge on the canvas, a style sheet's rule for Vue nodes.
+MARKED = """(vue) => comfyAPI.app.app.graph._nodes.filter((node) => vue
+    ? [...document.styleSheets].some((sheet) => [...sheet.cssRules].some((rule) =>
+        rule.selectorText?.startsWith(`[data-node-id="${node.id}"]`) && rule.style.content))
+    : node.badges.map((badge) => typeof badge == "function" ? badge() : badge)
+        .some((badge) => badge.text?.includes("✕"))
+).map((node) => String(node.id))"""
+
+
+def load(page, graph) -> None:
+    """Put an API graph on the canvas."""
+    page.evaluate(
+        """async ([graph]) => {
+            const { app } = comfyAPI.app;
+            await app.loadApiJson(graph, 'test');
+            app.graph.arrange();
+        }""",
+        [dict(graph)],
+    )
+
+
+@newest
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_cards_show_what_was_done(page, client, graph, shot, vue):
+    model = graph.unet()
+    start = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    shared = {"positive": graph.words(), "negative": graph.words(seed=2), "latent_image": start,
+              "seed": 51, "steps": 1, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal",
+              "denoise": 1.0}  # fmt: skip
+    sampled = graph.add("KSampler", model=graph.protected(model), **shared)
+    past_it = graph.add("KSampler", model=model, **shared)
+    vae = graph.vae()
+    picture, other = (graph.add("VAEDecode", samples=s, vae=vae) for s in (sampled, past_it))
+    for image in (graph.check(picture, policy="blind.json"), other,
+                  graph.check(graph.picture("gbrw"))):  # fmt: skip
+        graph.add("PreviewImage", images=image)
+    page.evaluate("on => comfyAPI.app.app.extensionManager.setting"
+                  ".set('Comfy.VueNodes.Enabled', on)", vue)  # fmt: skip
+    load(page, graph)
+    page.wait_for_selector(".safegen-card.waiting")
+    run = queue(page, client)
+    assert run.ok, run.error
+    page.wait_for_function("document.querySelectorAll('.safegen-card').length == 3 "
+                           "&& !document.querySelector('.safegen-card.waiting')")  # fmt: skip
+    page.evaluate("comfyAPI.app.app.graph.arrange()")  # nodes have grown with their cards
+    shot(page, "cards-vue" if vue else "cards")
+    tones = page.eval_on_selector_all(".safegen-card", "all => all.map(c => c.dataset.tone)")
+    assert sorted(tones) == ["amber", "green", "green"]
+    assert "sd1.safetensors" in page.inner_text("body")
+    marked = page.evaluate(MARKED, vue)
+    assert marked == [past_it]
+
+
+@newest
+def test_an_error_is_shown_on_the_node(page, client, graph, shot):
+    model = graph.protected(graph.unet("nano-sdxl"))
+    graph.digest(model, width=2048)
+    load(page, graph)
+    run = queue(page, client)
+    assert not run.ok
+    page.wait_for_selector(".safegen-card[data-tone=red]")
+    shot(page, "error")
+    assert "Nano SDXL" in page.inner_text(".safegen-card[data-tone=red]")
+
+
+def test_the_node_library_finds_us_by_everyday_words(client):
+    known = client.get("/object_info")
+    for word in ("nsfw", "censor"):
+        assert [n for n, told in known.items() if n.startswith("SafeGen")
+                and any(word in alias for alias in told["search_aliases"])]  # fmt: skip
+
+
+@newest
+@pytest.mark.parametrize("example", EXAMPLES, ids=[file.stem for file in EXAMPLES])
+def test_an_example_workflow_runs(page, client, server, shot, trusted, example):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), (30, 90, 160)).save(server.base / "input" / "example.png")
+    workflow = json.loads(example.read_text(encoding="utf-8"))
+    trusted("sd1.safetensors")
+    page.evaluate("([workflow]) => comfyAPI.app.app.loadGraphData(workflow)", [workflow])
+    page.wait_for_timeout(500)
+    wanted = {node["type"] for node in workflow["nodes"]}
+    assert wanted == set(page.evaluate("comfyAPI.app.app.graph._nodes.map(node => node.type)"))
+    assert wanted <= set(page.evaluate("Object.keys(LiteGraph.registered_node_types)"))
+    shot(page, f"example-{example.stem}")
+    page.evaluate(
+        """([values]) => {
+            for (const node of comfyAPI.app.app.graph._nodes) {
+                for (const widget of node.widgets ?? [])
+                    if (widget.name in values) widget.value = values[widget.name];
+                node.has_errors = false; // the real files were missed when it was loaded
+            }
+        }""",
+        [STAND_INS],
+    )
+    run = queue(page, client)
+    assert run.ok, run.error
+    page.wait_for_timeout(500)
+    shot(page, f"example-{example.stem}-run")
