@@ -11,7 +11,7 @@ from ..safegen_comfy import choose, folders, patch_info, record, ways
 from ..safegen_comfy.model import self_attention
 from ..safegen_comfy.protect import protect
 from ..safegen_comfy.types import Loaded, PatchType
-from ..safegen_core.errors import ModelError
+from ..safegen_core.errors import ModelError, PatchError
 
 _UNCONNECTED = object()
 
@@ -26,8 +26,8 @@ class ApplySafeGen(io.ComfyNode):
             node_id="SafeGenApply",
             display_name="Apply SafeGen",
             category="SafeGen",
-            description="Make the model itself unable to draw explicit content, whatever the "
-            "prompt says. Works on Stable Diffusion 1, 2 and XL models of any kind.",
+            description="Suppress explicit content in the model itself, whatever the prompt says. "
+            "Works on Stable Diffusion 1, 2 and XL models of any kind.",
             search_aliases=["safety", "nsfw", "protect model", "safe", "unlearn", "censor"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect; LoRAs may come before or "
@@ -65,10 +65,15 @@ class ApplySafeGen(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, patch: object = _UNCONNECTED) -> bool | str:
-        """When the graph is queued: is there anything to choose from?"""
+    def validate_inputs(cls, patch: object = _UNCONNECTED) -> bool:
+        """When the graph is queued: is there anything to choose from?
+
+        It raises where others answer with a sentence: ComfyUI reads an answer only about inputs
+        that are there.
+        """
         if patch is _UNCONNECTED and not folders.patch_names():
-            return ways.no_patch()
+            with ways.coded():
+                raise PatchError("patch_none", ways.no_patch())
         return True
 
     @classmethod
@@ -101,5 +106,5 @@ class ApplySafeGen(io.ComfyNode):
             )
             entry = patch_info.record(protection)
             record.put(entry, cls.hidden.unique_id, cls.hidden.prompt, cls.hidden.extra_pnginfo)
-            told = patch_info.info(protection, trust, attention, model)
+            told = patch_info.info(protection, trust, attention, protected)
             return io.NodeOutput(protected, ui={"safegen_patch": [told]})

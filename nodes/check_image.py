@@ -11,6 +11,7 @@ from comfy_execution.graph import ExecutionBlocker
 
 from ..safegen_comfy import checking, folders, policies, ways
 from ..safegen_comfy.types import PolicyType
+from ..safegen_core.policy import Policy
 
 _UNLINKED = object()  # linked values arrive as None in the hooks below
 
@@ -86,9 +87,13 @@ class CheckImage(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(
         cls, policy: str | None, custom_policy: Any = _UNLINKED, **_: Any
-    ) -> tuple[str, ...]:
-        """Run again when a policy file or a detector was replaced."""
-        return () if policy is None or custom_policy is not _UNLINKED else _known(policy)
+    ) -> object:
+        """Run again when a policy file or a detector was replaced, or a detector has failed."""
+        if custom_policy is not _UNLINKED:
+            return checking.failures()  # SafeGen Policy looks at its own
+        if policy is None:  # linked, so not known yet
+            return float("nan")
+        return (*_known(policy), checking.failures())
 
     @classmethod
     def execute(
@@ -103,7 +108,10 @@ class CheckImage(io.ComfyNode):
     ) -> io.NodeOutput:
         """Check the pictures; a blocked output stops every branch that depends on it."""
         with ways.coded():
-            opened = folders.open_policy(policy) if custom_policy is None else custom_policy
+            if custom_policy is None:
+                opened = folders.open_policy(policy)
+            else:  # not Policy.open: an API user could have any file of the server read
+                opened = Policy.from_values(custom_policy)
             done = checking.check(images, opened, action, scope, batch, replacement)
         return io.NodeOutput(
             ExecutionBlocker(None) if done.images is None else done.images,

@@ -25,6 +25,7 @@ class Compare(io.ComfyNode):
             category="SafeGen",
             description="What does the patch change? Samples the same seed without and with it and "
             "shows both side by side. Every picture is checked before it can be seen.",
+            is_output_node=True,  # what it shows is enough for many graphs
             search_aliases=["compare patch", "before after", "side by side", "a b test"],
             inputs=[
                 io.Model.Input(
@@ -95,7 +96,7 @@ class Compare(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, policy: str | None = None, **_: object) -> object:
         """Run again when the policy's file or a detector was replaced."""
-        return None if policy is None else _ready(policy)
+        return float("nan") if policy is None else _ready(policy)  # linked: always
 
     @classmethod
     def execute(

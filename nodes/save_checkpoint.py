@@ -52,16 +52,17 @@ class SaveCheckpoint(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
-        cls, checkpoint: str | None = None, filename: str | None = None
-    ) -> bool | str:
-        """When the graph is queued: is the model there, and may the new file be called that?"""
-        return ways.true_or_sentence(
-            lambda: (
-                checkpoint is None or baking.find(checkpoint),
-                filename is None or baking.require_name(filename),
-            )
-        )
+    def validate_inputs(cls, checkpoint: str | None = None, filename: str | None = None) -> bool:
+        """When the graph is queued: is the model there, and may the new file be called that?
+
+        It raises where others answer with a sentence: ComfyUI would repeat that for every input.
+        """
+        with ways.coded():
+            if checkpoint is not None:
+                baking.find(checkpoint)
+            if filename is not None:
+                baking.require_name(filename)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str | None = None, **_: object) -> object:

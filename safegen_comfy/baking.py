@@ -7,7 +7,6 @@ The copy lies where ComfyUI looks for models of its kind, `output/checkpoints` a
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from ..safegen_core.bake import BakeReport, bake
 from ..safegen_core.errors import FileError
 from ..safegen_core.header import printable
 from ..safegen_core.patch import Patch
+from . import folders
 
 IN_DIFFUSION_MODELS = "diffusion_models: "
 _SUFFIX = ".safetensors"
-_UNPORTABLE = re.compile(r'[<>:"|?*\x00-\x1f]')
+_UNPORTABLE = re.compile(r'[<>:"|?*]')
 
 
 def names() -> list[str]:
@@ -58,7 +58,8 @@ def require_name(filename: str) -> str:
         FileError: `file_name`.
     """
     parts = filename.strip().replace("\\", "/").removesuffix(_SUFFIX).split("/")
-    if not all(part.strip(" .") for part in parts) or _UNPORTABLE.search(filename):
+    fine = filename.isprintable() and not _UNPORTABLE.search(filename)
+    if not fine or not all(part.strip(" .") for part in parts):
         raise FileError(
             "file_name",
             f"'{printable(filename)}' is no name for a file in ComfyUI's output folder: use "
@@ -100,11 +101,9 @@ def save(
     return bake(base, patch, out, strength, any_base=any_base, progress=progress)
 
 
-def signature(name: str) -> tuple[str, int, int]:
-    """Path, size and mtime of a model file: when they change, it has to be saved anew."""
-    path = find(name)
-    status = os.stat(path)
-    return str(path), status.st_size, status.st_mtime_ns
+def signature(name: str) -> folders.Signature:
+    """What a model file is known by: when it changes, it has to be saved anew."""
+    return folders.signature(find(name))
 
 
 def _placed(name: str) -> tuple[str, str]:

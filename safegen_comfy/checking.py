@@ -38,6 +38,8 @@ nothing, and an interrupt would wait for seconds."""
 
 _TOLD = 5  # pictures whose sentences an error repeats
 
+_failures = 0
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -121,9 +123,17 @@ def check(
     )
 
 
+def failures() -> int:
+    """How many pictures went unjudged so far through no fault of their own.
+
+    ComfyUI would keep the sign of a moment when memory was short; another number runs it again.
+    """
+    return _failures
+
+
 def _batch(images: Any) -> Tensor:
     """The pictures in the one dtype that every other node reads as 0..1."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+    if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise PictureError(
             "picture_batch",
@@ -139,6 +149,10 @@ def _judged(pictures: Tensor, policy: Policy, shelf: Opener, step: Step) -> list
         step(start, len(pictures))
         verdicts += release(pictures[start : start + TOGETHER], policy, shelf)
     step(len(pictures), len(pictures))
+    global _failures
+    _failures += sum(
+        v.cause == "error" and not str(v.code).startswith("picture_") for v in verdicts
+    )
     return verdicts
 
 

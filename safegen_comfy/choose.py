@@ -7,13 +7,12 @@ A stranger's file that merely claims to protect must not become the protection b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from ..safegen_core import trust
 from ..safegen_core.errors import PatchError, SafeGenError
 from ..safegen_core.families import Family
 from ..safegen_core.fingerprint import Fingerprint, SelfAttention, digest_of, take_sketch
-from ..safegen_core.header import read_header
+from ..safegen_core.header import printable, read_header
 from ..safegen_core.trust import Trust
 from . import folders, ways
 from .types import Loaded
@@ -21,15 +20,17 @@ from .types import Loaded
 _BEST = ("tested", "signed", "made", "chosen")
 """Reasons for trust, the one that says most about this model first."""
 
+_TOLD = 10  # names that a message lists
+
 
 def trust_of(loaded: Loaded, attention: SelfAttention) -> Trust:
     """Why a patch may be used on this model without being asked for, or that it may not."""
-    family = attention.detected.family
+    family, ledger = attention.detected.family, folders.ledger()
     return trust.judge(
         loaded.patch,
         loaded.path,
-        trust.Ledger(folders.ledger()),
-        folders.keys(),
+        ledger,
+        ledger.keys_folder,
         lambda: digest_of(attention.load, family),
     )
 
@@ -60,25 +61,24 @@ def choose(attention: SelfAttention) -> tuple[Loaded, Trust]:
         match = base.match(sketch) if base else "red"
         if match != "red":
             near.append((match == "amber", base.distance(sketch), name))
-    if not near:
-        raise PatchError(
-            "patch_none",
-            f"No installed patch was made for this {family.title} model or a relative of it. "
-            + (ways.no_patch() if not folders.patch_names() else _others(family)),
-        )
-    untested: list[Loaded] = []
-    trusted = []
+    untested: list[str] = []
+    best: tuple[tuple, Loaded, Trust] | None = None
     for amber, distance, name in sorted(near):
-        loaded = folders.load(name)
+        try:  # one at a time: many patches together need more memory than a model
+            loaded = folders.load(name)
+            loaded.patch.coverage(attention.shapes).require_whole()
+        except SafeGenError:  # as below: chosen by name, it says what is wrong with it
+            continue
         found = trust_of(loaded, attention)
-        if found.trusted:
-            trusted.append((amber, _BEST.index(found.level), distance, name, loaded, found))
-        else:
-            untested.append(loaded)
-    if not trusted:
-        raise PatchError("patch_untested", _untested(untested))
-    *_, loaded, found = min(trusted, key=lambda one: one[:4])
-    return loaded, found
+        if not found.trusted:
+            untested.append(name)
+            continue
+        rank = (amber, _BEST.index(found.level), distance, name)
+        if best is None or rank < best[0]:
+            best = rank, loaded, found
+    if best is None:
+        raise PatchError("patch_untested", _untested(untested)) if untested else _none(family)
+    return best[1:]
 
 
 def _for_family(family: Family) -> Iterator[tuple[str, Fingerprint | None]]:
@@ -94,22 +94,33 @@ def _for_family(family: Family) -> Iterator[tuple[str, Fingerprint | None]]:
             continue
 
 
+def _none(family: Family) -> PatchError:
+    return PatchError(
+        "patch_none",
+        f"No installed patch was made for this {family.title} model or a relative of it. "
+        + (_others(family) if folders.patch_names() else ways.no_patch()),
+    )
+
+
 def _others(family: Family) -> str:
     names = [name for name, _ in _for_family(family)]
     if not names:
         return f"Put one for {family.title} into {folders.own()}, or train one for this model."
     return (
-        f"Installed for {family.title}: {', '.join(names)}. One can still be chosen with "
+        f"Installed for {family.title}: {_listed(names)}. One can still be chosen with "
         "'Load SafeGen Patch', but it may damage this model and protect nothing: look at the "
         "pictures."
     )
 
 
-def _untested(patches: list[Loaded]) -> str:
-    names = ", ".join(loaded.name for loaded in patches)
-    path: Path = patches[0].path
+def _untested(names: list[str]) -> str:
     return (
-        f"Installed patches that fit this model are untested here: {names}. To use one as it is, "
-        "choose it with 'Load SafeGen Patch'. To let Apply SafeGen choose it by itself from now "
-        f"on: {ways.command('patch', 'trust', path)}"
+        f"Installed patches that fit this model are untested here: {_listed(names)}. To use one "
+        "as it is, choose it with 'Load SafeGen Patch'. To let Apply SafeGen choose it by itself "
+        f"from now on: {ways.command('patch', 'trust', folders.find_patch(names[0]))}"
     )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    return ", ".join(map(printable, names[:_TOLD])) + more

@@ -12,6 +12,7 @@ import hashlib
 import os
 import struct
 from pathlib import Path
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import folder_paths
@@ -21,16 +22,26 @@ from ..safegen_core.errors import FileError, PolicyError
 from ..safegen_core.header import MAX_HEADER, printable
 from ..safegen_core.patch import Patch
 from ..safegen_core.policy import PRESETS, Policy
+from ..safegen_core.trust import Ledger, default_path
 from .types import Loaded
 
 KIND = "safegen"
 IN_LORAS = "loras: "  # no file name has a colon on Windows, and none of ours elsewhere
 _MARK = b'"safegen.format"'
 
-Signature = tuple[str, int, int, str]
-"""Path, size, mtime in ns, SHA-256 of the header: what a file is known by without reading it."""
+Signature = tuple[str, tuple[int, int, int], str]
+"""Path, stamp, SHA-256 of the header: what a file is known by without reading it."""
 
-_signatures: dict[str, tuple[int, int, str, bool]] = {}
+
+class _Look(NamedTuple):
+    """What is kept of a file's header. `stamp` is its size, mtime and ctime in ns."""
+
+    stamp: tuple[int, int, int]
+    header: str
+    marked: bool
+
+
+_looks: dict[str, _Look] = {}
 _loaded: WeakValueDictionary[Signature, Loaded] = WeakValueDictionary()
 
 
@@ -100,8 +111,8 @@ def signature(path: str | os.PathLike[str]) -> Signature:
     Raises:
         FileError: `file_unreadable`.
     """
-    size, changed, header, _ = _looked_at(os.fspath(path))
-    return os.fspath(path), size, changed, header
+    look = _looked_at(os.fspath(path))
+    return os.fspath(path), look.stamp, look.header
 
 
 def policy_names() -> list[str]:
@@ -142,19 +153,15 @@ def detector_folders() -> list[Path]:
     return [*(folder / "detectors" for folder in every()), *named_folders()]
 
 
-def ledger() -> Path:
-    """The file that says which patches are trusted here."""
-    return own() / "ledger.json"
-
-
-def keys() -> Path:
-    """The folder of public keys whose signatures are trusted here."""
-    return own() / "keys"
+def ledger() -> Ledger:
+    """What is trusted here: the same ledger and keys that the command line of this pack has."""
+    return Ledger(default_path())
 
 
 def state() -> tuple:
     """What changes whenever a patch, the ledger or a key came, went or changed."""
-    others = [ledger(), *sorted(keys().glob("*"))]
+    known = ledger()
+    others = [known.path, *sorted(known.keys_folder.glob("*"))]
     stamps = [(str(file), file.stat().st_mtime_ns) for file in others if file.is_file()]
     return (*map(signature, map(find_patch, patch_names())), *stamps)
 
@@ -172,24 +179,23 @@ def _is_marked(path: str | None) -> bool:
     if path is None or not path.endswith(".safetensors"):
         return False
     try:
-        return _looked_at(path)[3]
+        return _looked_at(path).marked
     except FileError:  # not ours to complain about
         return False
 
 
-def _looked_at(path: str) -> tuple[int, int, str, bool]:
+def _looked_at(path: str) -> _Look:
     try:
         status = os.stat(path)
-        known = _signatures.get(path)
-        if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
+        # Archives and copies may keep size and mtime; nobody sets a ctime.
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        known = _looks.get(path)
+        if known is None or known.stamp != stamp:
             with open(path, "rb") as file:
                 length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
                 header = file.read(min(length, MAX_HEADER))
-            known = (
-                *(status.st_size, status.st_mtime_ns),
-                *(hashlib.sha256(header).hexdigest(), _MARK in header),
-            )
-            _signatures[path] = known
+            known = _Look(stamp, hashlib.sha256(header).hexdigest(), _MARK in header)
+            _looks[path] = known
     except OSError as error:
         raise FileError(
             "file_unreadable", f"{printable(path)} cannot be read: {printable(error)}."

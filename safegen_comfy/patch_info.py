@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..safegen_core.fingerprint import SelfAttention
+from ..safegen_core.header import printable
 from ..safegen_core.trust import Trust
 from .model import PREFIX, title
 from .protect import Protection
@@ -28,18 +29,18 @@ def info(protection: Protection, trust: Trust, attention: SelfAttention, model: 
         protection: from `protect`.
         trust: from `choose`.
         attention: of the model.
-        model: as it came in.
+        model: from `protect`.
     """
     patch, fit = protection.loaded.patch, protection.fit
     state, headline = _state(protection)
     distance = "" if fit.distance is None else f" (distance {fit.distance:.3f})"
     facts = [
-        ("patch", protection.loaded.name),
+        ("patch", printable(protection.loaded.name)),
         ("family", attention.detected.family.title),
         ("base match", _MATCH[fit.match] + distance),
         ("coverage", f"{len(patch.deltas)} of {len(patch.scope)} declared tensors"),
         ("rank", ", ".join(map(str, patch.ranks)) or "whole"),
-        ("strength", f"{protection.strength:g}"),
+        ("strength", f"{_strength(protection):g}"),
         ("trust", f"{trust.level}: {trust.reason}"),
         ("id", protection.loaded.patch.id()[:12]),
     ]
@@ -66,14 +67,25 @@ def record(protection: Protection) -> dict[str, Any]:
     return {
         "patch": protection.loaded.name,
         "id": protection.loaded.patch.id(),
-        "strength": protection.strength,
-        "baked": protection.baked,
+        "strength": _strength(protection),
+        "baked": _is_baked(protection),
+        "match": protection.fit.match,
     }
 
 
+def _strength(protection: Protection) -> float:
+    """What is on the model, whatever was asked for."""
+    carried = protection.fit.carried
+    return round(carried.amount, 2) if _is_baked(protection) and carried else protection.strength
+
+
+def _is_baked(protection: Protection) -> bool:
+    return protection.baked or (protection.strength == 0 and bool(protection.fit.carried))
+
+
 def _state(protection: Protection) -> tuple[str, str]:
-    name = protection.loaded.name
-    if protection.baked:
+    name = printable(protection.loaded.name)
+    if _is_baked(protection):
         return "baked", "The model carries this patch already (baked in); nothing was added."
     if protection.strength == 0:
         return "off", "Strength 0: the model is not protected."
@@ -92,14 +104,9 @@ def _notes(protection: Protection, trust: Trust, attention: SelfAttention, model
     if trust.level == "untested":
         notes.append("Nobody has tested this patch here: look at what the model draws with it.")
     ours = {PREFIX + spec.ldm for spec in attention.detected.family.tensors()}
-    before = set(protection.entries)
     others = sum(
-        1
+        any(value is not protection.entries.get(key) for _, value, *_ in model.patches[key])
         for key in ours & set(model.patches)
-        if any(
-            not (key in before and entry[1] is protection.entries[key])
-            for entry in model.patches[key]
-        )
     )
     if others:
         notes.append(

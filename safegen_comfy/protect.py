@@ -16,6 +16,7 @@ from typing import Any
 from ..safegen_core.errors import PatchError
 from ..safegen_core.fingerprint import SelfAttention
 from ..safegen_core.fit import Fit, already_applied, require_fit
+from ..safegen_core.header import printable
 from ..safegen_core.patch import check_strength
 from ..safegen_core.patch_file import lora_tensors
 from .model import PREFIX, self_attention
@@ -112,7 +113,8 @@ def _registered(model: Any, loaded: Loaded, strength: float) -> dict[str, Any]:
         raise PatchError(
             "patch_coverage",
             f"ComfyUI takes {len(wanted & set(entries))} of the {len(wanted)} tensors of "
-            f"{loaded.name}. A partly applied safety patch protects nobody, so it is not applied: "
-            "another node has changed the model's structure; put Apply SafeGen before it.",
+            f"{printable(loaded.name)}. A partly applied safety patch protects nobody, so it is "
+            "not applied: another node has changed the model's structure; put Apply SafeGen before "
+            "it.",
         )
     return entries

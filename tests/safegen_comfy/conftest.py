@@ -21,3 +21,41 @@ def pack():
     package.__path__ = [str(ROOT)]  # type: ignore[attr-defined]
     sys.modules[NAME] = package
     return lambda name: importlib.import_module(f"{NAME}.{name}")
+
+
+@pytest.fixture
+def folders(pack, tmp_path, monkeypatch):
+    """`safegen_comfy.folders` beside the little of ComfyUI that it asks for."""
+    kinds = {"safegen": tmp_path / "safegen", "loras": tmp_path / "loras"}
+    for folder in kinds.values():
+        folder.mkdir()
+
+    def listed(kind):
+        return sorted(p.relative_to(kinds[kind]).as_posix() for p in kinds[kind].rglob("*.*"))
+
+    host = ModuleType("folder_paths")
+    host.models_dir = str(tmp_path)
+    host.get_filename_list = listed
+    host.get_full_path = lambda kind, name: (
+        str(kinds[kind] / name) if name in listed(kind) else None
+    )
+    host.get_folder_paths = lambda kind: [str(kinds[kind])]
+    api = ModuleType("comfy_api.latest")
+    api.io = type("io", (), {"Custom": staticmethod(lambda name: name)})
+    for module in (host, ModuleType("comfy_api"), api):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield pack("safegen_comfy.folders")
+    for name in ("types", "folders", "ways", "choose"):  # imported beside this stand-in
+        sys.modules.pop(f"{NAME}.safegen_comfy.{name}", None)
+
+
+@pytest.fixture
+def installed(tmp_path, low_patch):
+    """Write a patch of the lab's family into a model folder; gives its path."""
+
+    def write(name="p.safetensors", folder="safegen", **how):
+        file = tmp_path / folder / name
+        low_patch(**how).write(file, overwrite=True)
+        return file
+
+    return write

@@ -316,7 +316,10 @@ def test_it_works_under_inference_mode_and_with_gradients(check):
     assert not check(batch_of("cs").requires_grad_()).images.requires_grad
 
 
-@pytest.mark.parametrize("images", [None, [1], torch.zeros(0, 8, 8, 3), torch.zeros(8, 8, 3)])
+NO_BATCH = (None, [1], torch.zeros(0, 8, 8, 3), torch.zeros(8, 8, 3), torch.zeros(1, 0, 8, 3))
+
+
+@pytest.mark.parametrize("images", NO_BATCH)
 def test_what_is_no_batch_is_an_error(check, pack, images):
     with pytest.raises(pack("safegen_core.errors").PictureError) as caught:
         check(images)
@@ -355,3 +358,14 @@ def test_the_report_names_versions_policy_and_no_picture(check, pack):
     assert (report["action"], report["scope"]) == ("censor", "each image")
     assert (report["is_safe"], report["count"]) == (False, 1)
     assert report["pictures"][1]["findings"][0]["label"] == "A"
+
+
+def test_only_a_detector_that_failed_makes_the_host_ask_again(check, checking):
+    before = checking.failures()
+    check(batch_of("cw"))
+    nan = batch_of("c")
+    nan[0, 3, 3] = torch.nan
+    check(nan)
+    assert checking.failures() == before
+    check(batch_of("cee"))
+    assert checking.failures() == before + 2

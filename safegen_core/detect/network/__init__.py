@@ -132,6 +132,7 @@ class _Stamp(NamedTuple):
     path: str
     size: int
     changed: int
+    replaced: int  # ctime: copies and archives may keep size and mtime
 
 
 _open: dict[tuple[_Stamp, str, str, int], Network] = {}
@@ -144,8 +145,8 @@ def _stamp(file: str | os.PathLike[str]) -> _Stamp:
         path = os.path.realpath(path)
         found = os.stat(path)
     except (OSError, ValueError):  # ValueError: a NUL in the name
-        return _Stamp(path, -1, -1)  # reading it will say what is wrong
-    return _Stamp(path, found.st_size, found.st_mtime_ns)
+        return _Stamp(path, -1, -1, -1)  # reading it will say what is wrong
+    return _Stamp(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from . import nano
 from .detector import write_detector, write_policy
 
 ROOT = Path(__file__).parents[3]
-_NOT_SHIPPED = ("tests", "benchmarks", "docs", "build", "dist", "demo", "runs", "__pycache__", ".*")
+_NOT_SHIPPED = ("tests", "benchmarks", "build", "dist", "demo", "runs", "__pycache__", ".*")
 
 
 def write_models(folder: Path) -> None:
