@@ -111,7 +111,7 @@ class Weights:
         """Read one tensor, in its own dtype, on the CPU."""
         dtype, entry, file = self.dtype(name), self.entry(name), self._home[name]
         data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
-        rest = memoryview(data.numpy())  # filled in place: a model is too large to copy twice
+        rest = data.numpy().data  # filled in place: a model is too large to copy twice
         with _reading(file), file.open("rb", buffering=0) as source:
             source.seek(self.headers[file].data_start + entry.start)
             while rest:
