@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..safegen_comfy import folders, ways
 from ..safegen_comfy.types import PatchType
+from ..safegen_core.errors import PatchError
 
 NONE = "no patch installed (see this node's help)"
 
@@ -44,9 +45,7 @@ class LoadPatch(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
         """When the graph is queued: is the file still there?"""
-        if file == NONE:
-            return ways.no_patch()
-        return file is None or ways.true_or_sentence(lambda: folders.find_patch(file))
+        return file is None or ways.true_or_sentence(lambda: _known(file))
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> tuple:
@@ -58,3 +57,9 @@ class LoadPatch(io.ComfyNode):
         """Read and check the file."""
         with ways.coded():
             return io.NodeOutput(folders.load(file))
+
+
+def _known(file: str) -> None:
+    if file == NONE or not folders.patch_names():  # also a name that came with a workflow
+        raise PatchError("patch_none", ways.no_patch())
+    folders.find_patch(file)

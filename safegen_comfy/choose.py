@@ -73,7 +73,7 @@ def choose(attention: SelfAttention) -> tuple[Loaded, Trust]:
         if not found.trusted:
             untested.append(name)
             continue
-        rank = (amber, _BEST.index(found.level), distance, name)
+        rank = (amber, _BEST.index(found.level), distance, name.startswith(folders.IN_LORAS), name)
         if best is None or rank < best[0]:
             best = rank, loaded, found
     if best is None:

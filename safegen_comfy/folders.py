@@ -49,7 +49,8 @@ def register() -> None:
     """Tell ComfyUI of `models/safegen`; folders named by the user stay, after it."""
     folder = own()
     with contextlib.suppress(OSError):  # a read-only installation works without
-        folder.mkdir(parents=True, exist_ok=True)
+        for kind in ("detectors", "policies"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
     folder_paths.add_model_folder_path(KIND, str(folder), is_default=True)
     folder_paths.folder_names_and_paths[KIND][1].add(".safetensors")
 
@@ -169,8 +170,9 @@ def state() -> tuple:
 def _policy_files() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in every():
-        for file in sorted((folder / "policies").glob("*.json")):
-            found.setdefault(file.name, file)
+        with contextlib.suppress(OSError):  # one that may not be read would take the nodes away
+            for file in sorted((folder / "policies").glob("*.json")):
+                found.setdefault(file.name, file)
     return found
 
 

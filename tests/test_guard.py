@@ -124,7 +124,7 @@ def test_a_finding_censors_where_it_is():
     assert (found.label, found.threshold, found.action, found.placed) == ("A", 0.4, "censor", True)
     assert found.boxes == ((2.0, 3.0, 6.0, 7.0),)
     assert (
-        "A scored 0.501, its limit in policy 'test' is 0.4; what was found is censored."
+        "A scored 0.501, its limit in policy 'test' is 0.4; the policy censors what was found."
         in verdict.reason
     )
 
@@ -134,9 +134,9 @@ def test_the_strongest_action_wins_and_comes_first():
     assert verdict.action == "withhold"
     assert [found.label for found in verdict.findings] == ["B", "A"]
     assert (
-        "B scored 0.6, its limit in policy 'test' is 0.6 (also A 1); the picture is withheld"
-        in (verdict.reason)
-    )
+        "B scored 0.6, its limit in policy 'test' is 0.6 (also A 1); the policy withholds the "
+        "picture"
+    ) in verdict.reason
 
 
 def test_a_score_at_its_limit_acts_and_one_below_does_not():
@@ -154,7 +154,7 @@ def test_weaker_regions_of_a_found_label_are_hidden_with_it():
 
     verdict = only(picture(), policy(("A", 0.4, "censor")), Shelf(Two("A")))
     assert verdict.findings[0].boxes == ((0, 0, 4, 4), (8, 8, 12, 12))
-    assert "what was found is censored" in verdict.reason
+    assert "the policy censors what was found" in verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_what_cannot_be_placed_covers_the_whole_picture(box, score):
     assert verdict.action == "censor"
     assert verdict.findings[0].boxes == ((0, 0, 16, 12),)
     assert not verdict.findings[0].placed
-    assert "the whole picture is censored" in verdict.reason
+    assert "the policy censors the whole picture" in verdict.reason
 
 
 def test_boxes_are_clipped_to_the_picture():

@@ -130,11 +130,11 @@ def told_detection(findings: Sequence[Finding], policy: Policy) -> str:
     first, *others = findings
     also = ", ".join(f"{found.label} {_shown(found.score)}" for found in others)
     if first.action == "withhold":
-        done = "the picture is withheld"
+        done = "the policy withholds the picture"
     elif not all(found.placed for found in findings):
-        done = "the whole picture is censored, as no part of it was named"
+        done = "the policy censors the whole picture, as no part of it was named"
     else:
-        done = "what was found is censored"
+        done = "the policy censors what was found"
     return (
         f"Image check: {first.label} scored {_shown(first.score)}, its limit in policy "
         f"'{policy.name}' is {first.threshold:g}{f' (also {also})' if also else ''}; {done}. "

@@ -11,6 +11,7 @@ import { APPLY } from "./protection.js";
 import { say, speak } from "./text.js";
 
 const WITH_PANEL = new Set([APPLY, "SafeGenCheckImage"]);
+const OURS = /^SafeGen/;
 
 /** Show what a node's run gave for us, if anything. */
 function receive(node, output) {
@@ -33,6 +34,47 @@ function nodeAt(id) {
 function failed({ detail }) {
   const node = nodeAt(detail.node_id);
   if (node && has(node)) show(node, failedCard(String(detail.exception_message ?? "").trim()));
+}
+
+const refused = new Set(); // nodes whose card says why the last graph was not queued
+
+/**
+ * Say on our cards why the graph was not queued: ComfyUI has the sentence two clicks away. A node
+ * without a card has it told by the node that takes its output.
+ */
+function tellRefusals(nodeErrors) {
+  for (const [id, { errors }] of Object.entries(nodeErrors ?? {})) {
+    const node = nodeAt(id);
+    if (!OURS.test(node?.comfyClass)) continue;
+    const told = errors
+      .filter(({ type }) => /^(custom_validation|exception)/.test(type)) // our sentences
+      .map(({ details, extra_info: at }) => details.replace(`${at?.input_name} - `, ""));
+    if (!told.length) continue;
+    const tellers = has(node) ? [node] : (node.getOutputNodes?.(0) ?? []).filter(has);
+    for (const one of tellers) {
+      show(one, failedCard([...new Set(told)].join("\n")));
+      refused.add(one);
+    }
+  }
+}
+
+function forgetRefusals() {
+  for (const node of refused) show(node, waitingCard());
+  refused.clear();
+}
+
+/** There is no event for a graph that the server refuses. */
+function watchQueue(api) {
+  const queue = api.queuePrompt;
+  api.queuePrompt = function (...given) {
+    forgetRefusals();
+    const answer = queue.apply(this, given);
+    answer.then(
+      (taken) => tellRefusals(taken?.node_errors), // of outputs that were left out
+      (error) => tellRefusals(error?.response?.node_errors)
+    );
+    return answer;
+  };
 }
 
 let run = null; // the one that is going on: its id, and those of our nodes that need not run
@@ -79,6 +121,7 @@ app.registerExtension({
     app.api.addEventListener("execution_error", failed);
     app.api.addEventListener("execution_cached", started);
     app.api.addEventListener("executing", ended);
+    watchQueue(app.api);
     keepMarks();
   },
   nodeCreated(node) {

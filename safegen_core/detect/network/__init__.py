@@ -195,7 +195,7 @@ class _Checked:
             raise DetectorError(
                 "detector_output",
                 f"{printable(self.model.path.name)} answered {answer.dtype} {list(answer.shape)} "
-                f"to {len(x)} pictures, or numbers that are not finite.",
+                f"to {len(x)} pictures, or numbers that are not finite: get the file again.",
             )
         return answer.float()
 

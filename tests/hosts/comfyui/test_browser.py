@@ -168,6 +168,20 @@ def test_an_error_is_shown_on_the_node(page, client, graph, shot):
     assert "Nano SDXL" in page.inner_text(".safegen-card[data-tone=red]")
 
 
+@newest
+def test_why_a_graph_was_not_queued_is_told_on_the_card(page, graph):
+    graph.save(graph.check(graph.picture("g"), policy="red.json"))
+    load(page, graph)
+    policy = "comfyAPI.app.app.graph._nodes.flatMap(n => n.widgets ?? [])" \
+             ".find(w => w.name == 'policy')"  # fmt: skip
+    page.evaluate(f"{policy}.value = 'gone.json'; comfyAPI.app.app.queuePrompt(0, 1)")
+    page.wait_for_selector(".safegen-card[data-tone=red]")
+    assert "gone.json" in page.inner_text(".safegen-card")
+    assert "[policy_missing]" in page.inner_text(".safegen-card")
+    page.evaluate(f"{policy}.value = 'red.json'; comfyAPI.app.app.queuePrompt(0, 1)")
+    page.wait_for_selector(".safegen-card[data-tone=green]")
+
+
 def test_the_node_library_finds_us_by_everyday_words(client):
     known = client.get("/object_info")
     for word in ("nsfw", "censor"):
