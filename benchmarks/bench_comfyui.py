@@ -8,7 +8,7 @@ the sampler's nor the saver's time is counted. What it needs stands in benchmark
     cold  nothing in memory: the checkpoint is loaded, too; files lie in the system's cache
     file  the checkpoint is loaded and unpatched, the patch file was never read by this server
     warm  everything is loaded, the same file gets another strength
-    step  from one call of the UNet to the next, in the warm runs
+    step  from one call of the UNet to the next, in runs of their own
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ sys.path.insert(0, str(ROOT))
 from tests.hosts.comfyui.client import Client  # noqa: E402
 from tests.hosts.comfyui.graphs import Graph  # noqa: E402
 from tests.hosts.comfyui.server import Server  # noqa: E402
-from tests.hosts.comfyui.world import install  # noqa: E402
+from tests.hosts.comfyui.world import install, write_models  # noqa: E402
 
 ARMS = ("safegen", "stock")
+PARTS = ("start", "step", "memory")
 
 CLOCK = '''
 """Notes when a model's UNet is called: a line of JSON a call."""
@@ -66,40 +67,58 @@ def main() -> None:
     """Measure and write `comfyui.json` and `comfyui.md`."""
     args = _arguments()
     with tempfile.TemporaryDirectory() as folder:
-        taken = measure(args, Path(folder))
-        memory = {arm: peak_memory(args, Path(folder), arm) for arm in ARMS}
-    report = {"machine": _machine(args), "taken": taken, "memory_mib": memory}
-    report["summary"] = summary(taken)
+        if args.checkpoint is None:
+            args.checkpoint, args.patch = _tiny(Path(folder, "tiny"))
+        report: dict[str, Any] = {"machine": _machine(args), "summary": {}, "memory_mib": {}}
+        if "start" in args.parts or "step" in args.parts:
+            report["taken"] = measure(args, Path(folder))
+            report["summary"] = summary(report["taken"])
+        if "memory" in args.parts:
+            report["memory_mib"] = {arm: peak_memory(args, Path(folder), arm) for arm in ARMS}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "comfyui.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (args.out / "comfyui.md").write_text(markdown(report), encoding="utf-8")
+    (args.out / f"{args.name}.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+    (args.out / f"{args.name}.md").write_text(markdown(report), encoding="utf-8")
     print(markdown(report))
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list]]:
-    """Rounds of cold and warm runs, the arms of each in random order."""
+    """Rounds of runs, the arms of each in random order: arm -> kind of run -> figures."""
     base = _base(args, folder / "timing")
     order = random.Random(args.seed)
-    kinds = ("cold", "file", "warm", "steps")
-    taken: dict[str, dict[str, list]] = {arm: {kind: [] for kind in kinds} for arm in ARMS}
+    taken: dict[str, dict[str, list]] = {arm: {} for arm in ARMS}
     with _server(args, base) as server:
         bench = Bench(server, base)
         for arm in ARMS:  # what is imported and compiled once, by either
             bench.run(args, arm, args.patch.name, 1.0)
         for number in range(args.rounds):
-            for arm in order.sample(ARMS, 2):
-                bench.forget()
-                taken[arm]["cold"].append(bench.run(args, arm, args.patch.name, 1.0)[0])
-                name = f"new-{number}-{arm}.safetensors"
-                _link(args.patch, base, name)
-                bench.run(args, None, "", 0)
-                taken[arm]["file"].append(bench.run(args, arm, name, 1.0)[0])
-                bench.run(args, arm, args.patch.name, 1.0)
-                first, steps = bench.run(args, arm, args.patch.name, 0.9 + 0.001 * number)
-                taken[arm]["warm"].append(first)
-                taken[arm]["steps"].append(steps)
+            for part, take in (("start", _starts), ("step", _steps)):
+                for arm in order.sample(ARMS, 2) if part in args.parts else ():
+                    for kind, figure in take(args, bench, base, arm, number).items():
+                        taken[arm].setdefault(kind, []).append(figure)
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     return taken
+
+
+def _starts(
+    args: argparse.Namespace, bench: Bench, base: Path, arm: str, number: int
+) -> dict[str, float]:
+    """Seconds from queueing to the first step, in three states of the server."""
+    bench.forget()
+    cold = bench.run(args, arm, args.patch.name, 1.0)[0]
+    name = f"new-{number}-{arm}.safetensors"
+    _link(args.patch, base, name)
+    bench.run(args, None, "", 0)
+    file = bench.run(args, arm, name, 1.0)[0]
+    bench.run(args, arm, args.patch.name, 1.0)
+    warm = bench.run(args, arm, args.patch.name, 0.9 + 0.001 * number)[0]
+    return {"cold": cold, "file": file, "warm": warm}
+
+
+def _steps(
+    args: argparse.Namespace, bench: Bench, base: Path, arm: str, number: int
+) -> dict[str, list[float]]:
+    """Seconds of every step of a longer run."""
+    return {"steps": bench.run(args, arm, args.patch.name, 1.0, args.steps)[1]}
 
 
 def peak_memory(args: argparse.Namespace, folder: Path, arm: str) -> float:
@@ -126,12 +145,17 @@ class Bench:
         time.sleep(2)  # its worker looks once a second
 
     def run(
-        self, args: argparse.Namespace, arm: str | None, patch: str, strength: float
+        self,
+        args: argparse.Namespace,
+        arm: str | None,
+        patch: str,
+        strength: float,
+        steps: int = 2,
     ) -> tuple[float, list[float]]:
         """Seconds from queueing to the first step, and of every step but the last."""
         self.clock.unlink(missing_ok=True)
         self.seed += 1
-        graph = _graph(args, arm, patch, strength, self.seed)
+        graph = _graph(args, arm, patch, strength, self.seed, steps)
         queued = time.monotonic()
         run = self.client.run(graph)
         if not run.ok:
@@ -150,26 +174,24 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 def summary(taken: Mapping[str, Mapping[str, list]]) -> dict[str, Any]:
-    """Medians in seconds and paired ratios; a step's time is the median of its run's."""
-    ours, theirs = (taken[arm] for arm in ARMS)
-    steps = [[float(np.median(run)) for run in arm["steps"]] for arm in (ours, theirs)]
-    pairs = {kind: (ours[kind], theirs[kind]) for kind in ("cold", "file", "warm")}
-    pairs["step"] = (steps[0], steps[1])
-    return {
-        name: {
-            "safegen_s": float(np.median(pair[0])),
-            "stock_s": float(np.median(pair[1])),
-            "ratio": ratio(*pair),
-        }
-        for name, pair in pairs.items()
-    }
+    """Medians in seconds and paired ratios; a run's step time is the median of its steps."""
+    found = {}
+    for row, kind in (("cold", "cold"), ("file", "file"), ("warm", "warm"), ("step", "steps")):
+        if kind in taken[ARMS[0]]:
+            ours, theirs = ([float(np.median(run)) for run in taken[arm][kind]] for arm in ARMS)
+            found[row] = {
+                "safegen_s": float(np.median(ours)),
+                "stock_s": float(np.median(theirs)),
+                "ratio": ratio(ours, theirs),
+            }
+    return found
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report for people."""
     machine, memory = report["machine"], report["memory_mib"]
     rows = [
-        f"| {what} | {row['safegen_s']:.3f} | {row['stock_s']:.3f} "
+        f"| {what} | {row['safegen_s']:.4f} | {row['stock_s']:.4f} "
         f"| {row['ratio'][0]:.3f} ({row['ratio'][1]:.3f} to {row['ratio'][2]:.3f}) |"
         for what, row in report["summary"].items()
     ]
@@ -187,16 +209,18 @@ def markdown(report: Mapping[str, Any]) -> str:
             "|---|---|---|---|",
             *rows,
             "",
-            "Largest resident memory of a fresh server after three runs: "
-            f"{memory['safegen']:.0f} MiB with Apply SafeGen, "
-            f"{memory['stock']:.0f} MiB with the stock loader.",
+            *(
+                f"Largest resident memory of a fresh server after three runs with {arm}: "
+                f"{size:.0f} MiB."
+                for arm, size in memory.items()
+            ),
             "",
         ]
     )
 
 
 def _graph(
-    args: argparse.Namespace, arm: str | None, patch: str, strength: float, seed: int
+    args: argparse.Namespace, arm: str | None, patch: str, strength: float, seed: int, steps: int
 ) -> Graph:
     graph = Graph()
     checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=args.checkpoint.name)
@@ -216,7 +240,7 @@ def _graph(
         positive=words,
         negative=words,
         seed=seed,
-        steps=args.steps,
+        steps=steps,
         cfg=1.0,
         denoise=1.0,
         sampler_name="euler",
@@ -225,6 +249,12 @@ def _graph(
     )
     graph.add("SaveLatent", samples=sampled, filename_prefix="bench")
     return graph
+
+
+def _tiny(folder: Path) -> tuple[Path, Path]:
+    """The tests' tiny model and its patch; `install` brings what makes its family known."""
+    write_models(folder)
+    return folder / "checkpoints" / "nano-sd1.safetensors", folder / "safegen" / "sd1.safetensors"
 
 
 def _base(args: argparse.Namespace, base: Path) -> Path:
@@ -268,16 +298,21 @@ def _machine(args: argparse.Namespace) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a Stable Diffusion model")
-    parser.add_argument("--patch", type=Path, required=True, help="a patch made for it")
+    parser.add_argument("--checkpoint", type=Path, help="a model (default: the tests' tiny one)")
+    parser.add_argument("--patch", type=Path, help="a patch made for it")
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".comfyui" / "0.30.0")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--name", default="comfyui", help="of the reports' files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=24, help="of a run in part step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.checkpoint, args.patch = args.checkpoint.resolve(), args.patch.resolve()
+    if (args.checkpoint is None) != (args.patch is None):
+        parser.error("give --checkpoint and --patch, or neither")
+    if args.checkpoint is not None:
+        args.checkpoint, args.patch = args.checkpoint.resolve(), args.patch.resolve()
     args.comfyui = args.comfyui.resolve()
     return args
 

@@ -114,8 +114,13 @@ class Outgoing:
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """Little-endian row-major bytes of a tensor."""
+    return bytes(tensor_view(tensor))
+
+
+def tensor_view(tensor: Tensor) -> memoryview:
+    """As `tensor_bytes`, without copying what lies on the CPU in one piece; do not modify."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def stream_safetensors(

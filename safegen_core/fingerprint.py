@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .atomic import tensor_view
 from .errors import ModelError, PatchError
 from .families import Family
 from .families import family as family_named
@@ -123,8 +124,8 @@ def digest_of(load: Callable[[str], Tensor], family: Family) -> str:
     """
     sha = hashlib.sha256()
     for spec in family.tensors():
-        values = load(spec.name).detach().to("cpu").to(torch.float16).contiguous()
-        sha.update(values.numpy().tobytes())
+        values = load(spec.name).detach().to("cpu").to(torch.float16)
+        sha.update(tensor_view(values))
     return sha.hexdigest()
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import patch_file
-from .atomic import tensor_bytes
+from .atomic import tensor_view
 from .compress import Compression, compress
 from .coverage import Coverage, declare, parse_scope
 from .delta import Delta, Full, LowRank, check_delta
@@ -213,7 +213,7 @@ class Patch:
             sha.update(f"\n{name} {delta.alpha if low else 'full'}".encode())
             for part in parts:
                 sha.update(f" {part.dtype} {tuple(part.shape)} ".encode())
-                sha.update(tensor_bytes(part))
+                sha.update(tensor_view(part))
         return sha.hexdigest()
 
     def delta(self, name: str, strength: float = 1.0) -> Tensor:

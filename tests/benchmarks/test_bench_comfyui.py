@@ -46,5 +46,10 @@ def test_the_page_has_every_row():
         "summary": bench.summary({"safegen": arm, "stock": arm}),
     }
     page = bench.markdown(report)
-    for row in ("| cold | 1.500 | 1.500 | 1.000 (1.000 to 1.000) |", "| step |", "10 MiB"):
+    for row in ("| cold | 1.5000 | 1.5000 | 1.000 (1.000 to 1.000) |", "| step |", "10 MiB"):
         assert row in page
+
+
+def test_what_was_not_measured_has_no_row():
+    arm = {"steps": [[1.0], [2.0]]}
+    assert set(bench.summary({"safegen": arm, "stock": arm})) == {"step"}
