@@ -7,6 +7,7 @@ any, or outside `.venv-comfyui`, which has what ComfyUI imports, they are skippe
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,38 @@ def trusted(server: Server) -> Iterator[Callable[[str], None]]:
 
     yield trust_it
     ledger.unlink(missing_ok=True)
+
+
+_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """A headless Chromium for all tests: one, as Playwright runs in one loop at a time."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=program, args=_FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser, client: Client) -> Iterator:
+    """ComfyUI's page, loaded and quiet; what its scripts raised must not name us."""
+    client.post("/settings/Comfy.TutorialCompleted", True)
+    page = browser.new_page(viewport={"width": 1800, "height": 1100})
+    page.set_default_timeout(60_000)
+    raised: list[str] = []
+    page.on("pageerror", lambda error: raised.append(f"{error.message}\n{error.stack}"))
+    page.on("console", lambda m: raised.append(m.text) if m.type == "error" else None)
+    page.goto(client.url)
+    # ready when its first graph is there, which would otherwise replace ours
+    page.wait_for_function("window.comfyAPI?.app?.app?.graph?._nodes?.length > 0")
+    assert page.evaluate("'SafeGenApply' in LiteGraph.registered_node_types")
+    yield page
+    page.close()
+    assert not [text for text in raised if "safegen" in text.lower()]

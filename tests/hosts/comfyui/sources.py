@@ -35,3 +35,6 @@ def _skipped(why: str) -> list:
 
 SOURCES = _found()
 """For a fixture's params; `.values[0]` is the folder."""
+
+newest = pytest.mark.parametrize("server", SOURCES[-1:], indirect=True)
+"""For tests of the front end, which is the same whatever serves it."""

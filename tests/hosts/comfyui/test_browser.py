@@ -8,66 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.hosts.comfyui.client import Client
-from tests.hosts.comfyui.sources import ROOT, SOURCES
-
-EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
-newest = pytest.mark.parametrize("server", SOURCES[-1:], indirect=True)  # the front end is the same
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
-
-# Where an example names files of the real world, the nano ones stand in.
-STAND_INS = {
-    "ckpt_name": "nano-sd1.safetensors",
-    "unet_name": "nano-sd1.safetensors",
-    "vae_name": "nano.safetensors",
-    "lora_name": "style.safetensors",
-    "file": "sd1.safetensors",
-    "checkpoint": "nano-sd1.safetensors",
-    "policy": "red.json",
-    "detectors": "red",
-    "more_labels": "TEST_RED = 0.5 censor",
-    "width": 64,
-    "height": 64,
-    "steps": 1,
-    "image": "example.png",
-}
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("no Chromium here (Debian: apt install chromium)")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=program, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def page(browser, client: Client) -> Iterator:
-    """ComfyUI's page, loaded and quiet; what its scripts raised must not name us."""
-    client.post("/settings/Comfy.TutorialCompleted", True)
-    page = browser.new_page(viewport={"width": 1800, "height": 1100})
-    page.set_default_timeout(60_000)
-    raised: list[str] = []
-    page.on("pageerror", lambda error: raised.append(f"{error.message}\n{error.stack}"))
-    page.on("console", lambda m: raised.append(m.text) if m.type == "error" else None)
-    page.goto(client.url)
-    # ready when its first graph is there, which would otherwise replace ours
-    page.wait_for_function("window.comfyAPI?.app?.app?.graph?._nodes?.length > 0")
-    assert page.evaluate("'SafeGenApply' in LiteGraph.registered_node_types")
-    yield page
-    page.close()
-    assert not [text for text in raised if "safegen" in text.lower()]
+from tests.hosts.comfyui.examples import EXAMPLES, STAND_INS
+from tests.hosts.comfyui.sources import newest
 
 
 @pytest.fixture

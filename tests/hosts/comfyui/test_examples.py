@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.hosts.comfyui.test_browser import (  # noqa: F401
-    EXAMPLES,
-    STAND_INS,
-    browser,
-    newest,
-    page,
-)
+from tests.hosts.comfyui.examples import EXAMPLES, STAND_INS
+from tests.hosts.comfyui.sources import newest
 
 PATCH = STAND_INS["file"]
 NAMES = [file.stem for file in EXAMPLES]
@@ -105,7 +100,7 @@ def of_a_friend(prompt: dict[str, Any]) -> dict[str, Any]:
 @newest
 @pytest.mark.parametrize("example", [file for file in EXAMPLES if file.stem != "compare"],
                          ids=[name for name in NAMES if name != "compare"])  # fmt: skip
-def test_a_friend_without_the_pack_gets_the_same_image(page, client, example):  # noqa: F811
+def test_a_friend_without_the_pack_gets_the_same_image(page, client, example):
     workflow = json.loads(example.read_text(encoding="utf-8"))
     page.evaluate("([workflow]) => comfyAPI.app.app.loadGraphData(workflow)", [workflow])
     prompt = page.evaluate("async () => (await comfyAPI.app.app.graphToPrompt()).output")
