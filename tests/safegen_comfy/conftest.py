@@ -59,3 +59,15 @@ def installed(tmp_path, low_patch):
         return file
 
     return write
+
+
+@pytest.fixture
+def refused(pack):
+    """The code of the error that a call raises."""
+
+    def code_of(call, *args, **kwargs):
+        with pytest.raises(pack("safegen_core.errors").SafeGenError) as caught:
+            call(*args, **kwargs)
+        return caught.value.code
+
+    return code_of

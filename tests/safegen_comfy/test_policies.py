@@ -14,16 +14,6 @@ def policies(pack):
 
 
 @pytest.fixture
-def refused(pack):
-    def code_of(call, *args, **kwargs):
-        with pytest.raises(pack("safegen_core.errors").SafeGenError) as caught:
-            call(*args, **kwargs)
-        return caught.value.code
-
-    return code_of
-
-
-@pytest.fixture
 def document(policies):
     def write(thresholds=None, more="", detectors="nudenet", found="censor"):
         given = {"A": 0.25, "B": 1.0} if thresholds is None else thresholds

@@ -22,16 +22,6 @@ def fill(regions):
     return regions.style("fill", "box", 0.0, 0.0, 1 / 32, "#0000ff")
 
 
-@pytest.fixture
-def refused(pack):
-    def code_of(call, *args, **kwargs):
-        with pytest.raises(pack("safegen_core.errors").SafeGenError) as caught:
-            call(*args, **kwargs)
-        return caught.value.code
-
-    return code_of
-
-
 BLUE = torch.tensor([0.0, 0.0, 1.0])
 
 
