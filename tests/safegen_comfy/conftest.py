@@ -23,6 +23,19 @@ def pack():
     return lambda name: importlib.import_module(f"{NAME}.{name}")
 
 
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch):
+    """Every test imports the pack anew, beside a stand-in for the host's node API."""
+    api = ModuleType("comfy_api.latest")
+    api.io = type("io", (), {"Custom": staticmethod(lambda name: name)})
+    for module in (ModuleType("comfy_api"), api):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield
+    # the package too: a module stays an attribute of its package when only it is forgotten
+    for name in [name for name in sys.modules if name.startswith(f"{NAME}.safegen_comfy")]:
+        del sys.modules[name]
+
+
 @pytest.fixture
 def folders(pack, tmp_path, monkeypatch):
     """`safegen_comfy.folders` beside the little of ComfyUI that it asks for."""
@@ -40,13 +53,8 @@ def folders(pack, tmp_path, monkeypatch):
         str(kinds[kind] / name) if name in listed(kind) else None
     )
     host.get_folder_paths = lambda kind: [str(kinds[kind])]
-    api = ModuleType("comfy_api.latest")
-    api.io = type("io", (), {"Custom": staticmethod(lambda name: name)})
-    for module in (host, ModuleType("comfy_api"), api):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    yield pack("safegen_comfy.folders")
-    for name in ("types", "folders", "ways", "choose"):  # imported beside this stand-in
-        sys.modules.pop(f"{NAME}.safegen_comfy.{name}", None)
+    monkeypatch.setitem(sys.modules, "folder_paths", host)
+    return pack("safegen_comfy.folders")
 
 
 @pytest.fixture

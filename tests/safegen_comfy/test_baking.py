@@ -69,10 +69,7 @@ def host(tmp_path):
 def baking(pack, host, monkeypatch):
     for name, module in host.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
-    name = f"{pack('safegen_comfy').__name__}.baking"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    yield pack("safegen_comfy.baking")
-    sys.modules.pop(name, None)  # it knows this test's host
+    return pack("safegen_comfy.baking")
 
 
 @pytest.fixture
