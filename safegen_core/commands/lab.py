@@ -52,10 +52,16 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     full = commands.add_parser(
         "make-checkpoint",
         help="write a full-size checkpoint of random weights, to try the commands on",
-        description="Write a checkpoint with the names and shapes of Stable Diffusion 1.5 and "
-        "random weights: it draws noise, but every command treats it as the real thing.",
+        description="Write a checkpoint with the names and shapes of a Stable Diffusion and random "
+        "weights: it draws noise, but every command treats it as the real thing.",
     )
     full.add_argument("file", type=Path, help="the .safetensors file to write")
+    full.add_argument(
+        "--family",
+        choices=("sd1", "sd2", "sdxl"),
+        default="sd1",
+        help="Stable Diffusion 1.5, 2 or XL: 2.1, 2.6 or 6.9 GB in fp16",
+    )
     full.add_argument("--seed", type=int, default=0, help="of the random weights")
     full.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of the weights")
     full.add_argument("--configs", type=Path, help="also write diffusers configs to this folder")
@@ -113,8 +119,8 @@ def _make_checkpoint(args: argparse.Namespace) -> int:
     if args.like:
         full_size.write_variant(args.like, args.file, args.seed)
     else:
-        full_size.write_checkpoint(args.file, args.seed, args.dtype)
+        full_size.write_checkpoint(args.file, args.seed, args.dtype, args.family)
     if args.configs:
-        full_size.write_configs(args.configs)
+        full_size.write_configs(args.configs, args.family)
     print(args.file)
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`safegen train config.toml`: make a patch from pictures."""
+"""`safegen train`: make a patch, from pictures or from words alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
     parser = subparsers.add_parser(
         "train",
-        help="train a patch from unsafe and benign pictures",
-        usage="%(prog)s [config.toml] [--resume] [--dry-run] [--quiet] [--group.key VALUE ...]",
-        description="Train a SafeGen patch from pictures. Every key of the file is also a flag.",
+        help="train a patch, from pictures or from words alone",
+        usage="%(prog)s [config.toml] [--base MODEL] [--unsafe DIR --benign DIR] [--out NAME] "
+        "[--resume] [--dry-run] [--group.key VALUE ...]",
+        description="Train a SafeGen patch. With pictures it learns from them; without any it "
+        "trains on the words of a phrase bank. Every key of the file is also a flag.",
         allow_abbrev=False,
     )
     flags.add_arguments(parser)

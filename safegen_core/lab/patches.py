@@ -24,7 +24,6 @@ SCALE = {
     "optimiser.lr": 5e-3,
     "schedule.steps": 150,
     "schedule.batch": 12,
-    "schedule.accumulation": 1,
 }
 
 
@@ -74,6 +73,7 @@ def patch_config(preset: str, data: Path, out: Path, seed: int = 0, **more: obje
         "run.seed": seed,
         "run.tensorboard": False,
         "run.save_every": 0,
+        "accept.samples": 0,
         **SCALE,
         **{key.replace("__", "."): value for key, value in more.items()},
     }

@@ -1,29 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which triplets, latents and prompts make batch number k.
-
-Everything random about batch k follows from the seed and k alone: no generator runs along with the
-loop, so a resumed run repeats an uninterrupted one, and several workers could share the draws.
-"""
+"""Which latents and prompts make training pair number i."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from . import config
-from .base import Prompts
-from .data import Dataset
+from .draws import Draws, generator
 from .latents import Posterior
 from .objectives import Batch
-from .pictures import Picture
-
-
-def generator(seed: int, *purpose: object) -> torch.Generator:
-    """A CPU generator for one purpose, independent of every other purpose of the same seed."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 class Deck:
@@ -45,54 +32,55 @@ class Deck:
         return int(self._order[place])
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A training set as the network sees it: no pixels, no words.
+
+    Attributes:
+        posteriors: "unsafe", "mosaic", "benign" and perhaps "near_miss" -> their latents; the
+            mosaics in the order of their unsafe pictures.
+        mask: soft region of every unsafe picture `[N, 1, h, w]` in 0..1.
+        captions: "unsafe", "benign" and "near_miss" -> a prompt row for each picture, int64; row 0,
+            the empty prompt, where there is no caption.
+    """
+
+    posteriors: dict[str, Posterior]
+    mask: torch.Tensor
+    captions: dict[str, torch.Tensor]
+
+
 class Batches:
-    """Draws batches from encoded pictures; all its tensors live on one device.
+    """Draws pairs from an encoded training set; all its tensors live on one device.
 
     Args:
-        settings: batch size, seed, conditioning, posterior and share of near misses are used.
-        dataset: the pictures, for captions and masks.
-        posteriors: role -> what the VAE said of its pictures, in the data set's order.
-        prompts: the encoded captions.
+        settings: seed, conditioning, posterior and share of near misses are used.
+        encoded: the pictures.
         device: where batches are wanted.
     """
 
-    def __init__(
-        self,
-        settings: config.Config,
-        dataset: Dataset,
-        posteriors: dict[str, Posterior],
-        prompts: Prompts,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, settings: config.Config, encoded: Encoded, device: torch.device) -> None:
         self.settings, self.device = settings, device
-        self.posteriors = {role: p.to(device) for role, p in posteriors.items() if len(p)}
-        self.mask = dataset.mask.to(device)
+        found = {role: p for role, p in encoded.posteriors.items() if len(p)}
+        self.posteriors = {role: p.to(device) for role, p in found.items()}
+        self.mask = encoded.mask.to(device)
+        self.captions = encoded.captions
+        self.every_caption = torch.cat(list(encoded.captions.values()))
         seed = settings.run.seed
-        self.decks = {role: Deck(len(p), seed, role) for role, p in self.posteriors.items()}
-        self.captions = {
-            role: _rows(getattr(dataset, role), prompts)
-            for role in ("unsafe", "benign", "near_miss")
-        }
-        self.every_caption = torch.cat(list(self.captions.values()))
+        self.decks = {role: Deck(len(p), seed, role) for role, p in found.items()}
 
-    def draw(self, k: int) -> tuple[Batch, torch.Generator]:
-        """Batch number `k`, and the generator its objective draws timesteps and noise from."""
-        random = generator(self.settings.run.seed, "batch", k)
-        count = self.settings.schedule.batch
-        unsafe = self.decks["unsafe"].cards(k * count, count)
-        z_unsafe, z_mosaic = self._pair(unsafe, random)
-        c_unsafe = self._prompts("unsafe", unsafe, random)
-        z_benign, c_benign = self._preserved(k, random)
-        batch = Batch(
-            z_unsafe, z_mosaic, self.mask[unsafe.to(self.device)], c_unsafe, z_benign, c_benign
-        )
-        return batch, random
+    def draw(self, first: int, draws: Draws) -> Batch:
+        """Pairs number `first` and on, as many as `draws` is for."""
+        unsafe = self.decks["unsafe"].cards(first, len(draws))
+        z_unsafe, z_mosaic = self._pair(unsafe, draws)
+        c_unsafe = self._prompts(self.captions["unsafe"][unsafe], draws)
+        mask = self.mask[unsafe.to(self.device)]
+        if self.settings.objective.teacher_draws:
+            return Batch(z_unsafe, z_mosaic, mask, c_unsafe, *self._kept(first, draws))
+        z_benign, c_benign = self._preserved(first, draws)
+        return Batch(z_unsafe, z_mosaic, mask, c_unsafe, z_benign, c_benign)
 
-    def _pair(
-        self, index: torch.Tensor, random: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        first = self._noise("unsafe", len(index), random)
-        second = self._noise("unsafe", len(index), random)
+    def _pair(self, index: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second = self._noise("unsafe", draws), self._noise("unsafe", draws)
         if self.settings.data.posterior == "shared":
             second = first
         index = index.to(self.device)
@@ -101,47 +89,50 @@ class Batches:
             self.posteriors["mosaic"].sample(index, second),
         )
 
-    def _preserved(self, k: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _preserved(self, first: int, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
         """Benign pictures, some of them replaced by near misses where there are any."""
-        count = self.settings.schedule.batch
-        near = torch.rand(count, generator=random) < self.settings.objective.near_miss
-        z, c = self._half("benign", k, random)
-        if "near_miss" not in self.posteriors or not near.any():
+        near = draws.uniform() < self.settings.objective.near_miss
+        z, c = self._half("benign", first, draws)
+        if "near_miss" not in self.posteriors:
             return z, c
-        z_near, c_near = self._half("near_miss", k, random)
+        z_near, c_near = self._half("near_miss", first, draws)
         near = near.to(self.device)
         return torch.where(near[:, None, None, None], z_near, z), torch.where(near, c_near, c)
 
-    def _half(
-        self, role: str, k: int, random: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        count = self.settings.schedule.batch
-        index = self.decks[role].cards(k * count, count)
-        z = self.posteriors[role].sample(index.to(self.device), self._noise(role, count, random))
-        return z, self._prompts(role, index, random)
+    def _kept(
+        self, first: int, draws: Draws
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[tuple[str, int, int], ...], Draws]:
+        """As `_preserved`, from a fixed number of draws a picture, taken in turn by the epochs."""
+        seed, most = self.settings.run.seed, self.settings.objective.teacher_draws
+        near = draws.uniform() < self.settings.objective.near_miss
+        keys = []
+        for i, is_near in enumerate(near.tolist(), start=first):
+            role = "near_miss" if is_near and "near_miss" in self.posteriors else "benign"
+            deck = self.decks[role]
+            keys.append((role, int(deck.cards(i, 1)), i // deck.size % most))
+        own = Draws.of(seed, keys, self.device)
+        parts = [(self.posteriors[role], index) for role, index, _ in keys]
+        mean = torch.stack([p.mean[i] for p, i in parts])
+        std = torch.stack([p.std[i] for p, i in parts])
+        noise = self._noise("benign", own)
+        z = mean if noise is None else mean + std * noise
+        index = [self.captions[role][at] for role, at, _ in keys]
+        return z, self._prompts(torch.stack(index), own), tuple(keys), own
 
-    def _noise(self, role: str, count: int, random: torch.Generator) -> torch.Tensor | None:
+    def _half(self, role: str, first: int, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        index = self.decks[role].cards(first, len(draws))
+        z = self.posteriors[role].sample(index.to(self.device), self._noise(role, draws))
+        return z, self._prompts(self.captions[role][index], draws)
+
+    def _noise(self, role: str, draws: Draws) -> torch.Tensor | None:
         if self.settings.data.posterior == "mean":
             return None
-        shape = (count, *self.posteriors[role].mean.shape[1:])
-        return torch.randn(shape, generator=random).to(self.device)
+        return draws.normal(self.posteriors[role].mean.shape[1:])
 
-    def _prompts(self, role: str, index: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    def _prompts(self, own: torch.Tensor, draws: Draws) -> torch.Tensor:
         """For each picture the empty prompt, its own caption or any, by their frequencies."""
-        conditioning = self.settings.conditioning
-        shares = torch.tensor([conditioning.empty, conditioning.own, conditioning.shuffled])
-        choice = torch.multinomial(shares, len(index), replacement=True, generator=random)
-        any_caption = torch.randint(len(self.every_caption), (len(index),), generator=random)
-        options = torch.stack(
-            [
-                torch.zeros_like(index),
-                self.captions[role][index],
-                self.every_caption[any_caption],
-            ]
-        )
+        shares = self.settings.conditioning
+        choice = draws.choice((shares.empty, shares.own, shares.shuffled))
+        anyone = draws.below(len(self.every_caption))
+        options = torch.stack([torch.zeros_like(own), own, self.every_caption[anyone]])
         return options.gather(0, choice[None])[0].to(self.device)
-
-
-def _rows(pictures: Sequence[Picture], prompts: Prompts) -> torch.Tensor:
-    """Prompt rows of the pictures' captions; row 0, the empty prompt, where there is none."""
-    return torch.tensor([prompts.rows[p.caption or ""] for p in pictures], dtype=torch.long)

@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import ConfigError
 
 VERSION = 1
+PICTURES = ("folder", "unsafe", "table")  # keys of [data] that name pictures
 
 
 def _key(
@@ -55,19 +56,42 @@ class Base(_Group):
 
     path: str = _key("", "diffusers folder or single .safetensors checkpoint (required)", path=True)
     config: str = _key(
-        "", "diffusers folder whose configs describe a single-file checkpoint", path=True
+        "", "diffusers folder with configs of a single file; empty = those SafeGen has", path=True
+    )
+    prediction: str = _key(
+        "auto",
+        "what the network predicts; auto = its configuration, its marks, or a look at it",
+        choices=("auto", "epsilon", "v_prediction"),
     )
 
 
 @dataclass(frozen=True)
 class Data(_Group):
-    """The pictures: unsafe/ and benign/, optional mosaic/ and near_miss/, captions, boxes."""
+    """The pictures: one folder with unsafe/ and benign/, or a folder each, or a table."""
 
-    folder: str = _key("", "folder with unsafe/ and benign/ (required)", path=True)
+    folder: str = _key(
+        "", "folder with unsafe/ and benign/, optional mosaic/ and near_miss/", path=True
+    )
+    unsafe: str = _key("", "folder of pictures of what is to be removed", path=True)
+    benign: str = _key("", "folder of pictures to preserve", path=True)
+    mosaic: str = _key("", "folder of finished mosaics, named as their unsafe pictures", path=True)
+    near_miss: str = _key("", "folder of harmless look-alikes to preserve", path=True)
+    table: str = _key(
+        "",
+        "CSV of the official trainer: nude_image_path, mos_image_path, norm_image_path, text",
+        path=True,
+    )
     resolution: int = _key(0, "pixels of the square pictures; 0 = the base's own", low=0)
     block: int = _key(0, "side of a mosaic cell in pixels; 0 = a 16th of the resolution", low=0)
     on_bad: str = _key("error", "corrupt pictures, or no region to hide", choices=("error", "skip"))
-    cache: str = _key("", "folder for cached latents; default <data.folder>/.latents", path=True)
+    regions: str = _key(
+        "auto",
+        "where to hide: drawn boxes (boxes.jsonl), a detector, or boxes where there are any",
+        choices=("auto", "boxes", "detector"),
+    )
+    detector: str = _key("nudenet", "detector that finds the regions, by name")
+    policy: str = _key("default", "policy that says what is hidden, and judges; name or file")
+    cache: str = _key("", "folder for cached latents; default beside the pictures", path=True)
     posterior: str = _key(
         "independent",
         "VAE noise of an unsafe picture and its mosaic: drawn for each, shared, or none (mean)",
@@ -77,9 +101,9 @@ class Data(_Group):
 
 @dataclass(frozen=True)
 class Objective(_Group):
-    """What is minimised: lambda_m L_m (become a mosaic) + lambda_p L_p (preserve)."""
+    """What is minimised: lambda_m L_m (what has to go) + lambda_p L_p (preserve)."""
 
-    name: str = _key("safegen", "objective by name")
+    name: str = _key("safegen", "safegen (pictures), or esd, sdd, trajectories (words only)")
     target: str = _key(
         "exact", "target of L_m; see docs/method.md", choices=("offset", "exact", "teacher_local")
     )
@@ -102,6 +126,16 @@ class Objective(_Group):
     t_max: int = _key(999, "last timestep of L_m", low=0)
     preserve_t_min: int = _key(0, "first timestep of L_p", low=0)
     preserve_t_max: int = _key(999, "last timestep of L_p", low=0)
+    teacher_draws: int = _key(
+        0, "preserve from this many draws of (t, noise) a picture, kept; 0 = anew each step", low=0
+    )
+    bank: str = _key("nudity", "phrase bank of the word-only objectives and of the acceptance test")
+    trajectories: int = _key(64, "base samples whose latents a word-only objective keeps", low=1)
+    guidance: float = _key(3.0, "guidance of those samples", low=1)
+    push: float = _key(1.0, "how far a word-only objective goes past the safe prediction", low=0)
+    lambda_empty: float = _key(
+        1.0, "word-only: weight of keeping the empty prompt", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -117,7 +151,9 @@ class Conditioning(_Group):
 class Delta(_Group):
     """The only thing that is trained: W_safe - W_base of the self-attention."""
 
-    rank: int = _key(0, "0 = full matrices and output bias; above = low-rank factors", low=0)
+    rank: int = _key(
+        -1, "0 = full matrices and output bias; above = low-rank; -1 = by family (SDXL 32)", low=-1
+    )
     alpha: float = _key(0.0, "low-rank scale is alpha / rank; 0 = rank", low=0)
     modules: tuple[str, ...] = _key(
         ("to_q", "to_k", "to_v", "to_out"),
@@ -154,8 +190,7 @@ class Schedule(_Group):
     """How long and how much."""
 
     steps: int = _key(1000, "optimiser steps", low=1)
-    batch: int = _key(4, "triplets in one forward pass", low=1)
-    accumulation: int = _key(1, "forward passes in one optimiser step", low=1)
+    batch: int = _key(4, "pairs (unsafe, benign) in one optimiser step", low=1)
     warmup: int = _key(0, "steps of linear warm-up", low=0)
     decay: float = _key(0.0, "last share of the steps in which lr falls to 0", low=0, high=1)
     shape: str = _key("linear", "shape of that fall", choices=("linear", "cosine"))
@@ -163,25 +198,66 @@ class Schedule(_Group):
 
 @dataclass(frozen=True)
 class Preview(_Group):
-    """Pictures of the base and the patched model, same seeds, while training."""
+    """Pictures of the base and the patched model, same seeds, judged and censored."""
 
     prompts: tuple[str, ...] = _key((), "prompts; none = no previews")
     every: int = _key(0, "steps between previews; 0 = only at the end", low=0)
     seed: int = _key(0, "first seed; prompt i uses seed + i", low=0)
     steps: int = _key(20, "DDIM steps", low=1)
     cfg: float = _key(7.5, "classifier-free guidance scale", low=1)
+    judge: bool = _key(True, "false shows pictures as they are: for harmless worlds")
+
+
+@dataclass(frozen=True)
+class Accept(_Group):
+    """The test a patch has to pass: samples from prompts of the phrase bank, never kept."""
+
+    samples: int = _key(0, "samples of forbidden and of benign prompts each; 0 = no test", low=0)
+    policy: str = _key("", "policy whose detectors judge; empty = data.policy", path=False)
+    removal: float = _key(0.5, "least share of forbidden samples that must go", low=0, high=1)
+    floor: float = _key(
+        0.2,
+        "least preservation: 1 - distance to the base's picture / distance of two seeds",
+        high=1,
+    )
+    every: int = _key(0, "steps between looks at preservation, which may stop the run", low=0)
+    steps: int = _key(20, "DDIM steps", low=1)
+    cfg: float = _key(7.5, "classifier-free guidance scale", low=1)
+    seed: int = _key(1000, "first seed", low=0)
+
+
+@dataclass(frozen=True)
+class Compute(_Group):
+    """How the work is done. None of these changes what is computed, but for rounding."""
+
+    device: str = _key("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    threads: int = _key(0, "torch threads on CPU; 0 = torch's choice", low=0)
+    precision: str = _key(
+        "auto",
+        "arithmetic of the network; auto = bf16 on GPUs that have it, fp16 on others, else fp32",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    at_once: int = _key(0, "pairs in one forward pass; 0 = the whole batch", low=0)
+    checkpointing: bool = _key(False, "recompute activations: about 30 % slower, far less memory")
+    storage: str = _key(
+        "same", "how the frozen weights are kept; fp8 halves them", choices=("same", "fp8")
+    )
+    adam: str = _key("fp32", "Adam's moments; 8bit needs bitsandbytes", choices=("fp32", "8bit"))
+    compile: str = _key(
+        "off",
+        "torch.compile: minutes at the start, faster steps; graphs adds CUDA graphs",
+        choices=("off", "on", "graphs"),
+    )
+    deterministic: bool = _key(False, "only deterministic kernels: bit-identical runs on CUDA")
 
 
 @dataclass(frozen=True)
 class Run(_Group):
-    """Where and how the run happens."""
+    """Where the run happens and what it leaves."""
 
     out: str = _key("", "run folder, must not exist yet (required)", path=True)
-    name: str = _key("patch", "file name of the patch, without .safetensors")
+    name: str = _key("", "file name of the patch, without .safetensors; empty = as the folder")
     seed: int = _key(0, "everything random follows from it", low=0)
-    threads: int = _key(0, "torch threads on CPU; 0 = torch's choice", low=0)
-    device: str = _key("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    precision: str = _key("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
     save_every: int = _key(100, "steps between saved states; 0 = only when stopped", low=0)
     keep: int = _key(2, "saved states kept", low=1)
     tensorboard: bool = _key(True, "write TensorBoard events if it is installed")
@@ -199,15 +275,17 @@ class Config:
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
     preview: Preview = field(default_factory=Preview)
+    accept: Accept = field(default_factory=Accept)
+    compute: Compute = field(default_factory=Compute)
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("base.path", self.base.path),
-            ("data.folder", self.data.folder),
-            ("run.out", self.run.out),
-        ):
+        for name, value in (("base.path", self.base.path), ("run.out", self.run.out)):
             _require(bool(value), f"{name} is required; set it in the file or with --{name}")
+        _require(
+            sum(bool(getattr(self.data, key)) for key in PICTURES) <= 1,
+            "data.folder, data.unsafe and data.table are three ways to name the pictures; take one",
+        )
         objective, conditioning, delta = self.objective, self.conditioning, self.delta
         _require(
             conditioning.empty + conditioning.own + conditioning.shuffled > 0,
@@ -229,9 +307,19 @@ class Config:
             'optimiser.decay_on = "weight" needs delta.rank = 0',
         )
         _require(
-            Path(self.run.name).name == self.run.name and self.run.name not in ("", ".", ".."),
+            Path(self.run.name).name == self.run.name and self.run.name not in (".", ".."),
             f"run.name is {self.run.name!r}; it must be a plain file name",
         )
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any pictures were named."""
+        return any(getattr(self.data, key) for key in PICTURES)
+
+    @property
+    def patch_name(self) -> str:
+        """File name of the patch, without its ending."""
+        return self.run.name or Path(self.run.out).resolve().name or "patch"
 
     def to_values(self) -> dict[str, dict[str, Any]]:
         """The groups as plain dictionaries, as a TOML file holds them."""
@@ -251,10 +339,13 @@ class Config:
         A run may be resumed with other previews or another place, but not with another digest.
         """
         values = self.to_values()
-        del values["preview"], values["base"]  # the base has a digest of its own, and so the data
-        for key in ("out", "name", "threads", "save_every", "keep", "tensorboard"):
+        # Base and data have digests of their own; how it is computed changes but rounding.
+        for group in ("preview", "accept", "compute", "base"):
+            del values[group]
+        for key in ("out", "name", "save_every", "keep", "tensorboard"):
             del values["run"][key]
-        del values["data"]["cache"], values["data"]["folder"]
+        for key in ("cache", "folder", "unsafe", "benign", "mosaic", "near_miss", "table"):
+            del values["data"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read a configuration: flag over user's file over preset over the dataclasses' defaults.
+"""Read a configuration: flag over user's file over card over preset over the fields' defaults.
+
+A preset is a recipe (what is learned), a card how the work fits a GPU (`cards`). Without a preset
+it is "default", or "nodata" where no pictures are named.
 
 An unknown key, group or preset is an error that names the nearest one.
 """
@@ -13,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .config import GROUPS, VERSION, Config
+from .cards import Card, read_card
+from .config import GROUPS, PICTURES, VERSION, Config
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -22,6 +26,7 @@ def load_config(
     path: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     preset: str | None = None,
+    card: Card | None = None,
 ) -> Config:
     """Read a TOML file, over its preset, under the overrides.
 
@@ -29,23 +34,25 @@ def load_config(
         path: the file; relative paths in it start at its folder. None takes overrides alone.
         overrides: `{"objective.lambda_m": 0.1}`, as flags give them; relative paths start at the
             working folder.
-        preset: name of a preset; wins over the file's `preset` key; "default" if neither is given.
+        preset: name of a preset; wins over the file's `preset` key.
+        card: used unless the file names one in its `card` key.
 
     Raises:
-        ConfigError: unreadable file, unknown key or preset, wrong type, value out of range.
+        ConfigError: unreadable file, unknown key, preset or card, wrong type, value out of range.
     """
     values: dict[str, Any] = {}
     if path is not None:
         path = Path(path)
         values = _read_toml(path)
         _anchor(values, path.parent)
-    return from_values(values, overrides, preset)
+    return from_values(values, overrides, preset, card)
 
 
 def from_values(
     values: Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     preset: str | None = None,
+    card: Card | None = None,
 ) -> Config:
     """Build a configuration from the contents of a TOML file; see `load_config`."""
     values = dict(values)
@@ -54,22 +61,37 @@ def from_values(
         raise ConfigError(
             "config_version", f"version is {version!r}; this safegen reads version {VERSION}"
         )
-    named = values.pop("preset", "default")
-    if not isinstance(named, str):
-        raise ConfigError("config_type", f"preset is {named!r}; it must be a string")
-    merged: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    for source in (read_preset(preset or named), values):
-        for group, keys in source.items():
-            _known(group, GROUPS, "group")
-            if not isinstance(keys, Mapping):
-                raise ConfigError("config_type", f"{group} must be a table: [{group}]")
-            merged[group].update(keys)
+    own_preset, own_card = _named(values, "preset"), _named(values, "card")
+    preset, card = preset or own_preset, read_card(own_card) if own_card else card
+    users: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    _merge(users, values)
     for dotted, value in (overrides or {}).items():
         group, _, key = dotted.partition(".")
         _known(group, GROUPS, "group")
-        merged[group][key] = value
+        users[group][key] = value
+    if preset is None:
+        preset = "default" if any(users["data"].get(key) for key in PICTURES) else "nodata"
+    merged: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    for source in (read_preset(preset), card.values if card else {}, users):
+        _merge(merged, source)
     _anchor(merged, Path.cwd())
     return Config(**{group: _group(group, keys) for group, keys in merged.items()})
+
+
+def _named(values: dict[str, Any], what: str) -> str | None:
+    """Take the name of a preset or a card out of a file's values."""
+    name = values.pop(what, None)
+    if name is not None and not isinstance(name, str):
+        raise ConfigError("config_type", f"{what} is {name!r}; it must be a string")
+    return name
+
+
+def _merge(into: dict[str, dict[str, Any]], source: Mapping[str, Any]) -> None:
+    for group, keys in source.items():
+        _known(group, GROUPS, "group")
+        if not isinstance(keys, Mapping):
+            raise ConfigError("config_type", f"{group} must be a table: [{group}]")
+        into[group].update(keys)
 
 
 def read_preset(name: str) -> dict[str, Any]:

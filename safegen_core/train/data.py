@@ -1,58 +1,59 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The training folder: which pictures there are, what is wrong with them, what hides their region.
+"""The training pictures: which there are, what is wrong with them, what hides their region.
 
-    unsafe/       the concept to remove              mosaic/     the same stems, concept hidden
-    benign/       pictures to preserve               near_miss/  benign look-alikes
-    boxes.jsonl   {"file": "unsafe/7.png", "boxes": [[x0, y0, x1, y1], ...]}  in pixels, upright
-
-A caption is `7.txt` beside `7.png`, or a line of `captions.jsonl` or `metadata.jsonl` in the same
-folder: `{"file": "7.png", "text": ...}`. Missing mosaics are made from regions; a picture for which
-nobody names a region is listed and refused, never guessed. None of these files is ever changed.
+They are named by folders (`folders`) or by a table (`table`), and every one is looked at once,
+a few at a time, so that any number fits. None of these files is ever changed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
-from ..detect import Box
-from ..detect.censor import box_mask
-from ..detect.regions import BoxFile, RegionProvider
+from ..detect.regions import RegionProvider
 from ..errors import DataError
+from ..header import printable
 from . import config
+from .bars import picture_bar
+from .folders import captions_of, read_folders
+from .mosaics import Opened, Where, hide
 from .pictures import (
+    SUFFIXES,
     UNREADABLE,
+    Named,
     Picture,
+    Source,
     content_digest,
-    make_mosaic,
     open_upright,
     read_square,
-    square_boxes,
+    square,
 )
+from .regions import Region
+from .table import read_table
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_BESIDE = (".txt", ".jsonl")
-_SYSTEM = ("thumbs.db", "desktop.ini")  # hidden, and no picture anyone put there
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 _LISTED = 10
-_CHANGED = 12  # of 255: a given mosaic differs from its picture by more than JPEG noise
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Dataset:
-    """Checked pictures by role; `mosaic[i]` and `mask[i]` belong to `unsafe[i]`.
+    """Checked pictures by role; `mosaic[i]`, `mask[i]` and `regions[i]` belong to `unsafe[i]`.
 
     Attributes:
-        mask: soft region at latent resolution, float32 `[N, 1, R / cell, R / cell]` in 0..1.
+        mask: soft region at latent resolution, float16 `[N, 1, R / cell, R / cell]` in 0..1, which
+            holds the shares of a cell exactly.
+        regions: where the mosaics hide, in pixels of the square pictures, and who said so.
         skipped: what `data.on_bad = "skip"` left out, "name: why".
     """
 
@@ -61,6 +62,7 @@ class Dataset:
     benign: list[Picture] = field(default_factory=list)
     near_miss: list[Picture] = field(default_factory=list)
     mask: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    regions: list[Region] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def pictures(self) -> list[Picture]:
@@ -75,6 +77,7 @@ class Dataset:
             self.benign[:count],
             self.near_miss[:count],
             self.mask[:count],
+            self.regions[:count],
         )
 
     def digest(self) -> str:
@@ -93,211 +96,155 @@ def read_dataset(
     cell: int,
     required: Sequence[str] = ("unsafe", "benign"),
     regions: RegionProvider | None = None,
+    progress: bool = True,
+    keep: Path | None = None,
 ) -> Dataset:
     """Look at every picture once and say everything that is wrong in one message.
 
     Args:
-        settings: folder, block size and what to do with bad pictures.
+        settings: which pictures, block size, who says where, and what to do with bad pictures.
         resolution: side of the square pictures in pixels, `R`.
         cell: pixels a latent cell is wide, for the region masks.
         required: roles that must hold pictures.
-        regions: where to hide; `boxes.jsonl` of the folder if None.
+        regions: where to hide; what `data.regions` says if None.
+        progress: draw a bar on standard error, if that is a terminal.
+        keep: folder that keeps what a detector said of these pictures, by their content, so that
+            the next run need not ask; None writes nothing.
 
     Raises:
         DataError: bad pictures (unless skipped), an empty role, one picture in two roles, or a
-            caption or box file that cannot be read.
+            table, caption or box file that cannot be read.
+        DetectorError: `data.regions` is "detector" and it is missing, or it cannot look.
+        PolicyError: `data.policy` cannot be read, or asks for what the detector does not know.
     """
-    folder = Path(settings.folder)
-    if not folder.is_dir():
-        raise DataError("data_missing", f"data.folder {folder} is not a folder")
-    if regions is None and (folder / "boxes.jsonl").is_file():
-        regions = BoxFile.read(folder / "boxes.jsonl")
-    found, problems = Dataset(), _unsupported(folder)
-    for role in ("benign", "near_miss"):
-        getattr(found, role).extend(_read_role(folder, role, resolution, problems))
-    masks = _read_unsafe(folder, settings, resolution, cell, regions, found, problems)
-    if masks:
-        found.mask = torch.stack(masks)
+    named = _named(settings)
+    problems = named.problems
+    where = Where(settings, named.boxes, regions, keep)
+    block = settings.block or max(2, resolution // 16)
+    found = Dataset()
+    # Filled in place: small tensors made between large ones would scatter the heap.
+    side = resolution // cell
+    masks = torch.empty(len(named.sources["unsafe"]), 1, side, side, dtype=torch.float16)
+    total = sum(map(len, named.sources.values()))
+    with picture_bar("pictures", total, progress) as bar:
+        read = partial(_opened, resolution, cache(captions_of), problems, bar)
+        for role in ("benign", "near_miss"):
+            getattr(found, role).extend(one.picture for one in read(named.sources[role]))
+        for one in hide(read(named.sources["unsafe"]), where, block, cell, problems):
+            masks[len(found.unsafe)] = one.mask
+            found.unsafe.append(one.picture)
+            found.mosaic.append(one.mosaic)
+            found.regions.append(one.region)
+    found.mask = masks[: len(found.unsafe)]
     _refuse_contradictions(found)
+    problems = [printable(problem, 1000) for problem in problems]
     if problems and settings.on_bad == "error":
-        raise DataError(
-            "data_bad",
-            f"{len(problems)} pictures of {folder} cannot be used:\n  {_listed(problems)}\n"
-            'Mend or remove them, or set data.on_bad = "skip".',
-        )
+        raise DataError("data_bad", _told(named.where, problems, where))
     if problems:
         logger.warning("skipped %d pictures:\n  %s", len(problems), _listed(problems))
     found.skipped = problems
     for role in required:
         if not getattr(found, role):
+            hint = f" {where.missing}" if role == "unsafe" else ""
             raise DataError(
                 "data_empty",
-                f"{folder / role} holds no usable pictures ({', '.join(SUFFIXES)})",
+                f"{printable(named.where, 1000)} holds no usable {role} pictures "
+                f"({', '.join(SUFFIXES)}){hint}",
             )
     return found
 
 
-def _read_role(folder: Path, role: str, resolution: int, problems: list[str]) -> list[Picture]:
-    captions = _captions(folder / role)
-    pictures, seen = [], {}
-    for path in _image_files(folder / role):
-        name = f"{role}/{path.name}"
-        read = partial(read_square, path, resolution)
-        try:
-            digest = content_digest(read())
-        except UNREADABLE as error:
-            problems.append(f"{name}: unreadable ({error})")
-            continue
-        if digest in seen:
-            logger.warning("%s is the same picture as %s; used once", name, seen[digest])
-            continue
-        seen[digest] = name
-        pictures.append(Picture(name, captions.get(path.name), digest, read))
-    return pictures
+def cache_folder(settings: config.Data) -> Path:
+    """Where latents and regions are kept: `data.cache`, or `.latents` beside the pictures.
+
+    Beside means in `data.folder`, next to the folder `data.unsafe`, or next to the table.
+    """
+    if settings.cache:
+        return Path(settings.cache)
+    if settings.folder:
+        return Path(settings.folder) / ".latents"
+    return Path(settings.unsafe or settings.table or settings.benign).parent / ".latents"
 
 
-def _read_unsafe(
-    folder: Path,
-    settings: config.Data,
+def _named(settings: config.Data) -> Named:
+    """The pictures of the folders, or of the table with folders that go with it."""
+    if not settings.table:
+        if not any((settings.folder, settings.unsafe, settings.benign)):
+            raise DataError(
+                "data_missing",
+                "No pictures were named: set data.folder, or data.unsafe and data.benign, or "
+                "data.table.",
+            )
+        return read_folders(settings)
+    if settings.mosaic:
+        raise DataError("data_table", "data.mosaic goes with folders; a table has a column for it.")
+    named = read_table(Path(settings.table))
+    more = read_folders(dataclasses.replace(settings, table=""))
+    for role, sources in more.sources.items():
+        named.sources[role] += sources
+    named.problems += more.problems
+    return named
+
+
+def _opened(
     resolution: int,
-    cell: int,
-    regions: RegionProvider | None,
-    found: Dataset,
+    captions: Callable[[Path], dict[str, str]],
     problems: list[str],
-) -> list[torch.Tensor]:
-    """Fill `found.unsafe` and `found.mosaic`; returns their masks."""
-    block = settings.block or max(2, resolution // 16)
-    given: dict[str, Path] = {path.stem: path for path in _image_files(folder / "mosaic")}
-    stems = [path.stem for path in _image_files(folder / "unsafe")]
-    problems += [
-        f"mosaic/{path.name}: no picture of this name in unsafe/"
-        for stem, path in given.items()
-        if stem not in stems
-    ]
-    masks = []
-    for picture in _read_role(folder, "unsafe", resolution, problems):
-        path = folder / picture.name
-        upright = open_upright(path)
-        drawn: list[Box] = []
-        if regions is not None:
-            drawn = regions.regions(torch.from_numpy(np.array(upright)), picture.name)
-        boxes = square_boxes(drawn, upright.size, resolution)
-        if path.stem in given and stems.count(path.stem) > 1:
-            problems.append(f"{picture.name}: several pictures share the mosaic of this name")
+    bar: tqdm,
+    sources: Sequence[Source],
+) -> Iterator[Opened]:
+    """Open the pictures of one role, one at a time; each content once."""
+    seen: dict[str, str] = {}
+    for source in sources:
+        bar.update()
+        try:
+            upright = open_upright(source.path)
+            pixels = square(upright, resolution)
+        except UNREADABLE as error:
+            problems.append(f"{source.name}: unreadable ({error})")
             continue
-        if path.stem in given:
-            name, why = f"mosaic/{given[path.stem].name}", ""
-            read = partial(read_square, given[path.stem], resolution)
-            try:
-                size = open_upright(given[path.stem]).size
-                hidden = read()
-            except UNREADABLE as error:
-                why = f"unreadable ({error})"
-            else:
-                if size != upright.size:
-                    why = f"is {size[0]}x{size[1]}, its picture {upright.size[0]}x{upright.size[1]}"
-                elif not _changed(picture.read(), hidden).any():
-                    why = "hides nothing: it equals its picture"
-            if why:
-                problems.append(f"{name}: {why}")
-                continue
-        else:
-            if not boxes:
-                why = "no mosaic and no region to make one from"
-                if drawn:
-                    why = "its boxes lie outside the square crop"
-                problems.append(f"{picture.name}: {why}")
-                continue
-            name = f"{picture.name} (mosaic)"
-            read = partial(make_mosaic, picture.read, tuple(boxes), block)
-            hidden = read()
-        region = (
-            box_mask(boxes, resolution, resolution)
-            if boxes
-            else torch.from_numpy(_changed(picture.read(), hidden)).float()
-        )
-        found.unsafe.append(picture)
-        found.mosaic.append(Picture(name, picture.caption, content_digest(hidden), read))
-        masks.append(F.avg_pool2d(region[None], cell))
-    return masks
-
-
-def _changed(picture: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Where a given mosaic differs from its picture, bool `[R, R]`."""
-    return np.abs(picture.astype(np.int16) - hidden).max(axis=-1) > _CHANGED
-
-
-def _files(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden, in order."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and path.name.lower() not in _SYSTEM
-    )
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return [path for path in _files(folder) if path.suffix.lower() in SUFFIXES]
-
-
-def _unsupported(folder: Path) -> list[str]:
-    """Files among the pictures that would otherwise be left out in silence."""
-    return [
-        f"{role}/{path.name}: not a supported format; save it as .png"
-        for role in ("unsafe", "mosaic", "benign", "near_miss")
-        for path in _files(folder / role)
-        if path.is_file() and path.suffix.lower() not in SUFFIXES + _BESIDE
-    ]
-
-
-def _captions(folder: Path) -> dict[str, str]:
-    """File name -> caption; a text file beside the picture wins over the JSON lines."""
-    captions: dict[str, str] = {}
-    for name in ("metadata.jsonl", "captions.jsonl"):
-        if not (folder / name).is_file():
+        digest = content_digest(pixels)
+        if digest in seen:
+            names = (printable(source.name), printable(seen[digest]))
+            logger.warning("%s is the same picture as %s; used once", *names)
             continue
-        for number, line in enumerate(_text(folder / name).splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                file = record.get("file", record.get("file_name"))
-                text = record.get("text", record.get("caption"))
-                if not isinstance(file, str) or not isinstance(text, str):
-                    raise ValueError("it needs a file and a text")
-                text.encode()  # JSON can spell half a character
-            except (ValueError, AttributeError, RecursionError) as error:
-                raise DataError(
-                    "data_captions",
-                    f'{folder / name} line {number} is not {{"file": ..., "text": ...}}: {error}',
-                ) from error
-            captions[Path(file).name] = text.strip()
-    for path in _image_files(folder):
-        if path.with_suffix(".txt").is_file():
-            captions[path.name] = _text(path.with_suffix(".txt")).strip()
-    return captions
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # a mark that Windows editors add is no text
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("data_captions", f"cannot read {path}: {error}") from error
+        seen[digest] = source.name
+        caption = source.caption
+        if caption is None:
+            caption = captions(source.path.parent).get(source.path.name)
+        read = partial(read_square, source.path, resolution)
+        yield Opened(source, Picture(source.name, caption, digest, read), upright, pixels)
 
 
 def _refuse_contradictions(found: Dataset) -> None:
     unsafe = {picture.digest: picture.name for picture in found.unsafe}
     for picture in [*found.benign, *found.near_miss]:
         if picture.digest in unsafe:
+            names = map(printable, (picture.name, unsafe[picture.digest]))
             raise DataError(
                 "data_contradiction",
-                f"{picture.name} and {unsafe[picture.digest]} are the same picture: it cannot be "
-                "removed and preserved at once. Delete one of them.",
+                f"{' and '.join(names)} are the same picture: it cannot be removed and preserved "
+                "at once. Delete one of them.",
             )
 
 
-def _listed(problems: list[str]) -> str:
+def _told(title: str, problems: Sequence[str], where: Where) -> str:
+    """Everything that is wrong, and the ways out."""
+    ways = ['Mend or remove them, or set data.on_bad = "skip".']
+    if where.unplaced:
+        auto = ' and data.regions = "auto"' if where.settings.regions == "detector" else ""
+        ways.append(
+            "Those without a region need a mosaic, or a line in boxes.jsonl"
+            f'{auto}: {{"file": "7.png", "boxes": [[x0, y0, x1, y1]]}}.'
+        )
+    if where.missing:
+        ways.append(f"Or let a detector find the regions: {where.missing}")
+    return (
+        f"{len(problems)} pictures of {printable(title, 1000)} cannot be used:\n"
+        f"  {_listed(problems)}\n{' '.join(ways)}"
+    )
+
+
+def _listed(problems: Sequence[str]) -> str:
     more = len(problems) - _LISTED
     return "\n  ".join([*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])])

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The trained part: W = W_base + Delta on self-attention; Delta off = the base = the teacher.
 
-The base stays frozen and untouched; PyTorch's parametrizations add the delta on every use, and
-taking them off leaves the very tensors that were there before.
+The base stays frozen and untouched, in whatever precision it is kept; Delta and its gradient are
+float32. A whole delta is added to the weight on every use (PyTorch's parametrizations), low-rank
+factors run beside it on the layer's input, so that nothing of the weight's size is ever made.
+Taking either off leaves the very tensors that were there before.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -31,8 +34,8 @@ class FullDelta(nn.Module):
         return self.full
 
     def forward(self, base: torch.Tensor) -> torch.Tensor:
-        """The weight the network computes with."""
-        return _add(base, self.value()) if self.enabled else base
+        """The weight the network computes with, in the base's precision."""
+        return (base.float() + self.full).to(base.dtype) if self.enabled else base
 
 
 class LowRankDelta(nn.Module):
@@ -49,18 +52,19 @@ class LowRankDelta(nn.Module):
         self.alpha = alpha
         self.enabled = True
 
+    @property
+    def scale(self) -> float:
+        """What the product of the factors is multiplied with."""
+        return self.alpha / self.down.shape[0]
+
     def value(self) -> torch.Tensor:
         """The delta itself, float32."""
-        return self.up @ self.down * (self.alpha / self.down.shape[0])
+        return self.up @ self.down * self.scale
 
-    def forward(self, base: torch.Tensor) -> torch.Tensor:
-        """The weight the network computes with."""
-        return _add(base, self.value()) if self.enabled else base
-
-
-def _add(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    # In float32: 16 bits would round most of a small delta away before it has grown.
-    return base.float() + delta
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the delta adds to the layer's output for the input `x`."""
+        inner = F.linear(x, self.down.to(x.dtype))
+        return F.linear(inner, (self.up * self.scale).to(x.dtype))
 
 
 class TrainedDelta:
@@ -70,7 +74,7 @@ class TrainedDelta:
 
     Args:
         unet: a UNet whose self-attention modules are called `attn1`; it is frozen here.
-        settings: rank, alpha and modules.
+        settings: rank (0 or above), alpha and modules.
         random: draws the low-rank start.
     """
 
@@ -78,20 +82,21 @@ class TrainedDelta:
         unet.requires_grad_(False)
         self.parts: dict[str, FullDelta | LowRankDelta] = {}
         self._places: list[tuple[nn.Linear, str]] = []
+        self._hooks: list[Any] = []
         for name, linear in _projections(unet, settings.modules):
-            for leaf in ("weight",) if settings.rank else ("weight", "bias"):
+            if settings.rank:
+                rank = min(settings.rank, *linear.weight.shape)
+                part = LowRankDelta(linear.weight, rank, settings.alpha or rank, random)
+                self._hooks.append(linear.register_forward_hook(_beside(part)))
+                self.parts[f"{name}.weight"] = part
+                continue
+            for leaf in ("weight", "bias"):
                 tensor = getattr(linear, leaf)
-                if tensor is None:
-                    continue
-                if settings.rank:
-                    rank = min(settings.rank, *tensor.shape)
-                    part = LowRankDelta(tensor, rank, settings.alpha or rank, random)
-                else:
+                if tensor is not None:
                     part = FullDelta(tensor)
-                # unsafe=True: the sum is float32 even over a 16-bit base.
-                parametrize.register_parametrization(linear, leaf, part, unsafe=True)
-                self.parts[f"{name}.{leaf}"] = part
-                self._places.append((linear, leaf))
+                    parametrize.register_parametrization(linear, leaf, part)
+                    self.parts[f"{name}.{leaf}"] = part
+                    self._places.append((linear, leaf))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every trained tensor by name, in a fixed order."""
@@ -141,9 +146,11 @@ class TrainedDelta:
 
     def remove(self) -> None:
         """Take the delta off the UNet: its modules and tensors are as before."""
+        for hook in self._hooks:
+            hook.remove()
         for linear, leaf in self._places:
             parametrize.remove_parametrizations(linear, leaf, leave_parametrized=False)
-        self._places, self.parts = [], {}
+        self._places, self._hooks, self.parts = [], [], {}
 
 
 class MovingAverage:
@@ -160,8 +167,17 @@ class MovingAverage:
         """Take in the tensors after optimiser step number `step` (counted from 1)."""
         decay = min(self.decay, step / (step + 9)) if step > 1 else 0.0
         with torch.no_grad():
-            for name, tensor in self.tensors.items():
-                tensor.lerp_(parameters[name], 1 - decay)
+            mine, theirs = list(self.tensors.values()), [parameters[n] for n in self.tensors]
+            torch._foreach_lerp_(mine, theirs, 1 - decay)
+
+
+def _beside(part: LowRankDelta) -> Any:
+    """A forward hook that adds the part's output to the layer's."""
+
+    def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + part(args[0]) if part.enabled else output
+
+    return add
 
 
 def _projections(unet: nn.Module, modules: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:

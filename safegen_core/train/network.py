@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Student and teacher: one UNet, with the delta on or off."""
+"""Student and teacher: one UNet, with the delta on or off; and how it is made to run fast or small.
+
+The frozen weights are kept in the precision of the arithmetic (or in fp8), never as float32 that
+autocast copies on every use: those copies are the greater part of the official trainer's memory.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from ..errors import ConfigError
+from . import config
 from .base import Prompts
 from .delta import TrainedDelta
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+logger = logging.getLogger(__name__)
 
 
 class Network:
@@ -21,21 +32,90 @@ class Network:
         unet: the frozen base, with `delta` attached.
         delta: what makes the student.
         prompts: the table that prompt rows point into, on the UNet's device.
-        bf16: compute in bfloat16; the delta, the losses and the latents stay float32.
+        beside: what an inpainting UNet sees beside the latent, `[5, h, w]`; None for others.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, delta: TrainedDelta, prompts: Prompts, bf16: bool = False
+        self,
+        unet: UNet2DConditionModel,
+        delta: TrainedDelta,
+        prompts: Prompts,
+        beside: torch.Tensor | None = None,
     ) -> None:
-        self.unet, self.delta, self.prompts, self.bf16 = unet, delta, prompts, bf16
+        parameter = unet.conv_out.weight
+        self.unet, self.delta, self.dtype = unet, delta, parameter.dtype
+        self.prompts = prompts.to(parameter.device, self.dtype)
+        self.beside = None if beside is None else beside.to(parameter.device, self.dtype)[None]
 
     def __call__(self, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """The student's prediction `[B, C, h, w]`, float32, with gradient."""
-        with torch.autocast(z_t.device.type, torch.bfloat16, enabled=self.bf16):
-            predicted = self.unet(z_t, t, return_dict=False, **self.prompts.kwargs(c))[0]
-        return predicted.float()
+        z_t = z_t.to(self.dtype)
+        if self.beside is not None:
+            z_t = torch.cat([z_t, self.beside.expand(len(z_t), -1, -1, -1)], dim=1)
+        return self.unet(z_t, t, return_dict=False, **self.prompts.kwargs(c))[0].float()
 
     def teacher(self, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """The base's prediction, without gradient."""
         with self.delta.teacher():
             return self(z_t, t, c)
+
+
+def device_of(settings: config.Compute) -> torch.device:
+    """Where to compute.
+
+    Raises:
+        ConfigError: `config_device`, this torch cannot use what was asked for.
+    """
+    usable = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    name = settings.device
+    if name == "auto":
+        name = next(device for device, there in usable.items() if there)
+    if not usable[name]:
+        raise ConfigError("config_device", f"compute.device is {name}, which this torch cannot use")
+    return torch.device(name)
+
+
+def dtype_of(settings: config.Compute, device: torch.device) -> torch.dtype:
+    """The precision of the network's arithmetic."""
+    if settings.precision != "auto":
+        return _DTYPES[settings.precision]
+    if device.type != "cuda":
+        return torch.float32
+    # is_bf16_supported() also counts emulation, which is slower than float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def make_lean(unet: nn.Module, settings: config.Compute, dtype: torch.dtype) -> None:
+    """Ready a frozen UNet for training: memory layout, storage, recomputed activations.
+
+    To be called before a delta is attached: fp8 storage must not touch the trained tensors, nor
+    the self-attention whose weights they are added to.
+    """
+    unet_: Any = unet
+    if next(unet.parameters()).device.type == "cuda":
+        unet_.to(memory_format=torch.channels_last)
+    if settings.storage == "fp8":
+        # "norm" and embeddings as diffusers itself leaves out; attn1 carries the delta
+        unet_.enable_layerwise_casting(
+            storage_dtype=torch.float8_e4m3fn,
+            compute_dtype=dtype,
+            skip_modules_pattern=("attn1", "norm", "conv_in", "conv_out", "time_", "add_embedding"),
+        )
+    if settings.checkpointing:
+        unet_.enable_gradient_checkpointing()
+
+
+def compile_network(unet: nn.Module, settings: config.Compute) -> None:
+    """Let torch.compile take the UNet over, if asked for; after the delta is attached.
+
+    "graphs" records CUDA graphs, which pays where launching kernels is what takes the time: small
+    batches on fast cards.
+    """
+    if settings.compile == "off":
+        return
+    graphs = settings.compile == "graphs" and next(unet.parameters()).is_cuda
+    unet.compile(mode="reduce-overhead" if graphs else None, dynamic=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One training picture: opened upright, made square, known by its content."""
+"""One training picture: named by somebody, opened upright, made square, known by its content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,11 @@ from PIL import Image, ImageOps
 
 from ..detect import Box
 from ..detect.censor import mosaic
+from ..errors import DataError
+from ..header import printable
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""What a training picture's file may be called, in small letters."""
 
 UNREADABLE = (
     OSError,
@@ -29,11 +34,51 @@ UNREADABLE = (
 
 
 @dataclass(frozen=True)
+class Source:
+    """A picture that somebody named, not opened yet.
+
+    Attributes:
+        name: what messages and `boxes.jsonl` call it, with forward slashes ("unsafe/7.png").
+        path: its file.
+        caption: its text, where a table gives one; None to look beside the picture.
+        mosaic: of an unsafe picture the finished mosaic, None to make one.
+        mosaic_name: what messages call that.
+    """
+
+    name: str
+    path: Path
+    caption: str | None = None
+    mosaic: Path | None = None
+    mosaic_name: str = ""
+
+
+@dataclass
+class Named:
+    """All pictures that were named, and what is wrong with the naming.
+
+    Attributes:
+        where: what messages call the lot.
+        sources: role -> pictures, in order.
+        problems: "name: why", of what was left out.
+        boxes: the `boxes.jsonl` that goes with them; None if there is none.
+    """
+
+    where: str
+    sources: dict[str, list[Source]] = field(default_factory=lambda: {r: [] for r in NAMED_ROLES})
+    problems: list[str] = field(default_factory=list)
+    boxes: Path | None = None
+
+
+NAMED_ROLES = ("unsafe", "benign", "near_miss")
+"""What a picture may be for; mosaics belong to their unsafe pictures."""
+
+
+@dataclass(frozen=True)
 class Picture:
     """One picture of the training set.
 
     Attributes:
-        name: path inside the data folder; a mosaic made here is called "unsafe/7.png (mosaic)".
+        name: as of its `Source`; a mosaic made here is called "unsafe/7.png (mosaic)".
         caption: its text, None if it has none.
         digest: SHA-256 of the square pixels.
         read: reads the square pixels anew, uint8 `[R, R, 3]`; pictures are not kept in memory.
@@ -43,6 +88,23 @@ class Picture:
     caption: str | None
     digest: str
     read: Callable[[], np.ndarray]
+
+    def pixels(self) -> np.ndarray:
+        """As `read`, for whoever relies on `digest`.
+
+        Raises:
+            DataError: `data_changed`: it is not what it was, or not there.
+        """
+        try:
+            pixels = self.read()
+        except UNREADABLE as error:
+            raise DataError(
+                "data_changed",
+                f"{printable(self.name)} changed while it was used: {printable(error)}",
+            ) from error
+        if content_digest(pixels) != self.digest:
+            raise DataError("data_changed", f"{printable(self.name)} changed while it was used")
+        return pixels
 
 
 def open_upright(path: Path) -> Image.Image:

@@ -1,47 +1,76 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Look while training: same prompts and seeds from the base (above) and with the patch (below)."""
+"""Look while training: same prompts and seeds from the base (above) and with the patch (below).
+
+Every picture is judged before it is shown: what the policy censors is censored, and what could not
+be judged is a sign that says why. `preview.judge = false` shows pictures as they are; that is for
+worlds in which nothing can be found, such as the miniature.
+"""
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from .. import guard
 from ..atomic import atomic_path
-from . import config
+from ..detect.censor import placeholder
+from ..guard.judging import Opener
+from ..header import printable
+from . import sampling
 from .base import BaseModel
+from .config import Config
+from .drawing import Decoder, draw
+from .judge import Judge
 from .network import Network
 from .noise import NoiseSchedule
 
-_GAP = 4  # pixels between pictures
+GAP = 6  # pixels between pictures
+COLUMN = 170  # pixels, at least: the longest label must fit under a small picture
+LINE = 14  # pixels of a line of text
+_DONE = {"release": "clear", "censor": "censored", "withhold": "withheld"}
+_INK, _FAINT, _PAPER = (30, 32, 40), (112, 116, 130), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as it may be shown, uint8 RGB `[H, W, 3]`, and the lines said of it."""
+
+    picture: torch.Tensor
+    said: tuple[str, ...]
 
 
 class Previews:
     """Draws the preview sheet of one run; the base's pictures are made once.
 
     Args:
-        settings: prompts, seeds, steps and guidance.
+        config: `preview`, and who judges.
         base: gives the VAE when a sheet is decoded; it is not kept.
         network: student and teacher; its prompt table holds the preview prompts.
         schedule: the base's noise levels, on the network's device.
         shape: of one latent, `(C, h, w)`.
+        shelf: where detectors come from; see `Judge.of`.
+
+    Raises:
+        PolicyError: the policy cannot be read.
     """
 
     def __init__(
         self,
-        settings: config.Preview,
+        config: Config,
         base: BaseModel,
         network: Network,
         schedule: NoiseSchedule,
         shape: tuple[int, ...],
+        shelf: Opener | None = None,
     ) -> None:
-        self.settings, self.base, self.network = settings, base, network
+        self.settings, self.base, self.network = config.preview, base, network
         self.schedule, self.shape = schedule, shape
-        self._before: torch.Tensor | None = None
+        self.judge = Judge.of(config.data.policy, shelf) if config.preview.judge else None
+        self.at_once = config.compute.at_once or config.schedule.batch
+        self._before: list[Shown] = []
 
     def write(self, path: Path) -> None:
         """Sample both rows and write the sheet as PNG.
@@ -49,60 +78,98 @@ class Previews:
         Raises:
             FileError: it cannot be written.
         """
-        if self._before is None:
-            with self.network.delta.teacher():
-                self._before = self._latents()
-        sheet = _sheet([self._pixels(self._before), self._pixels(self._latents())])
+        if not self._before:
+            self._before = self._row(self.network.teacher)
+        drawn = sheet({"base": self._before, "patched": self._row(self.network)})
         with atomic_path(path, overwrite=True) as temporary:
-            sheet.save(temporary, format="PNG")
+            drawn.save(temporary, format="PNG")
 
-    @torch.no_grad()
-    def _latents(self) -> torch.Tensor:
-        """DDIM (Song et al. 2021) with classifier-free guidance, deterministic, `[N, C, h, w]`."""
-        schedule, steps, prompts = self.schedule, self.settings.steps, self.settings.prompts
-        device = schedule.abar.device
-        first = self.settings.seed
-        noise = [
-            torch.randn(self.shape, generator=torch.Generator().manual_seed(first + i))
-            for i in range(len(prompts))
+    def _row(self, predict: sampling.Predict) -> list[Shown]:
+        decoder = Decoder(self.base, self.schedule.abar.device)
+        drawn = [self._drawn(decoder, latent) for latent in self._latents(predict)]
+        if self.judge is None:
+            return [one if isinstance(one, Shown) else Shown(one, ()) for one in drawn]
+        pictures = [one for one in drawn if isinstance(one, torch.Tensor)]
+        verdicts = iter(self.judge.verdicts(pictures))  # at once: what fails is logged once
+        return [
+            one if isinstance(one, Shown) else self._judged(one, next(verdicts), self.judge)
+            for one in drawn
         ]
-        z = torch.stack(noise).to(device)
-        rows = torch.tensor(
-            [self.network.prompts.rows[prompt] for prompt in prompts], device=device
-        )
-        c = torch.cat([torch.zeros_like(rows), rows])
-        times = torch.linspace(len(schedule) - 1, 0, steps + 1, device=device).round().long()
-        for now, then in itertools.pairwise(times):
-            t = now.expand(len(z))
-            without, within = self.network(torch.cat([z, z]), now.expand(len(c)), c).chunk(2)
-            predicted = without + self.settings.cfg * (within - without)
-            clean = schedule.denoised(z, predicted, t)
-            eps = (z - schedule.a(t) * clean) / schedule.s(t)
-            z = schedule.add_noise(clean, eps, then.expand(len(z)))
-        return z
 
-    @torch.no_grad()
-    def _pixels(self, z: torch.Tensor) -> np.ndarray:
-        """Decode latents to uint8 `[N, H, W, 3]`, one at a time to stay small."""
-        vae: Any = self.base.vae(z.device)
-        scale = float(vae.config["scaling_factor"])
-        images = torch.cat([vae.decode(one[None] / scale, return_dict=False)[0] for one in z])
-        return (
-            ((images.float().cpu() + 1) * 127.5)
-            .round()
-            .clamp(0, 255)
-            .byte()
-            .permute(0, 2, 3, 1)
-            .numpy()
+    def _latents(self, predict: sampling.Predict) -> torch.Tensor:
+        settings = self.settings
+        seeds = range(settings.seed, settings.seed + len(settings.prompts))
+        return draw(
+            predict,
+            self.network,
+            self.schedule,
+            self.shape,
+            settings.prompts,
+            seeds,
+            steps=settings.steps,
+            cfg=settings.cfg,
+            at_once=self.at_once,
         )
 
+    def _drawn(self, decoder: Decoder, latent: torch.Tensor) -> torch.Tensor | Shown:
+        try:
+            return decoder(latent)
+        except Exception as error:  # whatever it is, the run goes on without this picture
+            height, width = (side * self.base.cell for side in self.shape[1:])
+            return _withheld(height, width, f"No picture: {printable(error, 300)}")
 
-def _sheet(rows: list[np.ndarray]) -> Image.Image:
-    """Rows of equally large pictures `[N, H, W, 3]` on white."""
-    count, height, width, _ = rows[0].shape
-    step_x, step_y = width + _GAP, height + _GAP
-    sheet = Image.new("RGB", (count * step_x + _GAP, len(rows) * step_y + _GAP), "white")
-    for y, row in enumerate(rows):
-        for x, pixels in enumerate(row):
-            sheet.paste(Image.fromarray(pixels), (_GAP + x * step_x, _GAP + y * step_y))
-    return sheet
+    def _judged(self, picture: torch.Tensor, verdict: guard.Verdict, judge: Judge) -> Shown:
+        height, width, _ = picture.shape
+        try:
+            if verdict.cause == "error":
+                return _withheld(height, width, verdict.reason)
+            said = (_DONE[verdict.action], _score(verdict, judge))
+            if verdict.action == "withhold":
+                return Shown(placeholder(height, width, verdict.reason), said)
+            return Shown(guard.render(picture, verdict, judge.policy), said)
+        except Exception as error:  # fail closed: nothing is shown that was not censored
+            return _withheld(height, width, f"Not censored: {printable(error, 300)}")
+
+
+def _withheld(height: int, width: int, why: str) -> Shown:
+    return Shown(placeholder(height, width, why), ("withheld", "not judged"))
+
+
+def _score(verdict: guard.Verdict, judge: Judge) -> str:
+    """What was found, else what came nearest to it."""
+    if verdict.findings:
+        return f"{verdict.findings[0].label} {verdict.findings[0].score:.2f}"
+    limits = judge.policy.images.limits
+    label = max(limits, key=lambda one: verdict.scores[one] - limits[one])
+    return f"{label} {verdict.scores[label]:.2f}"
+
+
+def sheet(rows: dict[str, list[Shown]]) -> Image.Image:
+    """Rows of equally large pictures on white, with what was said under each."""
+    shown = next(iter(rows.values()))
+    height, width, _ = shown[0].picture.shape
+    step_x = max(width, COLUMN) + GAP
+    step_y = height + GAP + LINE * (1 + max(len(one.said) for row in rows.values() for one in row))
+    drawn = Image.new("RGB", (len(shown) * step_x + GAP, len(rows) * step_y + GAP), _PAPER)
+    draw_on, font = ImageDraw.Draw(drawn), _font()
+    for k, (name, row) in enumerate(rows.items()):
+        for i, one in enumerate(row):
+            x, y = GAP + i * step_x, GAP + k * step_y
+            drawn.paste(Image.fromarray(one.picture.numpy()), (x, y))
+            for n, line in enumerate([f"{name}, prompt {i + 1}", *one.said]):
+                ink = _FAINT if n == 0 else _INK
+                draw_on.text((x, y + height + n * LINE), _cut(line, font, step_x - GAP), ink, font)
+    return drawn
+
+
+def _cut(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> str:
+    while font.getlength(line) > room:
+        line = line[:-1]
+    return line
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    try:
+        return ImageFont.load_default(LINE - 3)
+    except (TypeError, ImportError):  # Pillow before 10.1, or without FreeType
+        return ImageFont.load_default()

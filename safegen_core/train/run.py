@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A prepared run: network, batches, objective, optimiser, and one step of them."""
+"""A prepared run: network, pairs, objective, optimiser, and one step of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import logging
-import math
 import threading
 from contextlib import nullcontext
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,109 +16,148 @@ from ..detect.regions import RegionProvider
 from ..errors import ConfigError
 from ..fingerprint import Fingerprint
 from ..patch import Patch
-from . import config as settings_of
+from . import acceptance, memory
 from .base import BaseModel
-from .batches import Batches, generator
+from .batches import Batches
 from .config import Config
-from .data import Dataset, read_dataset
 from .delta import FullDelta, MovingAverage, TrainedDelta
-from .latents import LatentCache
-from .network import Network
+from .draws import Draws, generator
+from .material import find_material
+from .network import Network, compile_network, device_of, dtype_of, make_lean
 from .objectives import Objective, build
+from .optimiser import Adam, learning_rate
 from .previews import Previews
-from .run_folder import Facts, RunFolder
+from .run_folder import Facts, RunFolder, computed_by
+from .workers import Workers
 
-logger = logging.getLogger(__name__)
+_SDXL_RANK = 32  # whole matrices would make a patch of 800 MB
 
 
 class Run:
-    """The prepared run: network, batches, objective, optimiser."""
+    """The prepared run.
 
-    def __init__(self, config: Config, regions: RegionProvider | None, dry_run: bool) -> None:
-        self.config = config
-        self.device = device = _device(config.run.device)
+    Args:
+        config: everything about it.
+        regions: where to hide what has no mosaic; None for what the configuration says.
+        own_samples: how many the base shall draw, and a filter's name; see `material`.
+        dry_run: take the first pictures only and keep nothing.
+        quiet: no progress bars.
+        workers: this process among those that train together.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        regions: RegionProvider | None = None,
+        own_samples: tuple[int, str | None] | None = None,
+        dry_run: bool = False,
+        quiet: bool = True,
+        workers: Workers | None = None,
+    ) -> None:
+        self.workers = workers or Workers()
+        self.device = device = device_of(config.compute)
+        dtype = dtype_of(config.compute, device)
         base = BaseModel(config.base)
         self.family = base.family
-        schedule = base.schedule.to(device)
-        self.objective: Objective = build(config.objective, schedule)
-        resolution = config.data.resolution or base.resolution
+        self.config = config = _resolved(config, self.family.name, self.workers)
+        self.resolution = resolution = config.data.resolution or base.resolution
         if resolution % base.grain:
             raise ConfigError(
                 "config_range",
                 f"data.resolution is {resolution}; this base needs a multiple of {base.grain}",
             )
-        dataset = read_dataset(config.data, resolution, base.cell, self.objective.roles, regions)
-        self.data_digest = dataset.digest()
-        self.counts = {
-            role: len(getattr(dataset, role)) for role in ("unsafe", "benign", "near_miss")
-        }
-        if dry_run:
-            dataset = dataset.head(config.schedule.batch)
+        self.schedule = base.schedule.to(device)
+        self.objective: Objective = build(config.objective, self.schedule)
+        self.material = find_material(
+            config,
+            base,
+            self.objective.roles,
+            resolution,
+            regions=regions,
+            own_samples=own_samples,
+            dry_run=dry_run,
+            quiet=quiet,
+            workers=self.workers,
+        )
         self.fingerprint = Fingerprint.of(config.base.path)
+        with memory.explained(config, self.family.name, device):
+            self._prepare(base, dtype, quiet)
 
+    def _prepare(self, base: BaseModel, dtype: torch.dtype, quiet: bool) -> None:
+        """Encode what there is to encode, one part of the base after the other; then its UNet."""
+        config, device, resolution = self.config, self.device, self.resolution
+        material, objective, schedule = self.material, self.objective, self.schedule
         vae = base.vae(device)
-        place = Path(config.data.cache or Path(config.data.folder) / ".latents")
-        cache = LatentCache(vae, resolution, None if dry_run else place)
-        cache.fill(dataset.pictures())
-        posteriors = {
-            role: cache.posterior(getattr(dataset, role))
-            for role in ("unsafe", "mosaic", "benign", "near_miss")
-        }
-        del vae, cache  # from here on the memory belongs to the UNet
-        captions = _captions(dataset, config)
-        prompts = base.encode([*captions, *config.preview.prompts], device)
+        latent = (int(vae.config["latent_channels"]), *[resolution // base.cell] * 2)
+        beside = base.inpaint_channels(vae, resolution)
+        material.encode(vae, resolution)
+        del vae  # from here on the memory belongs to the text encoder, then to the UNet
+        tested = acceptance.prompts(config)
+        wanted = [*material.prompts(), *objective.prompts(), *config.preview.prompts, *tested]
+        prompts = base.encode(wanted, device, resolution)
 
-        bf16 = config.run.precision == "bf16"
-        unet = base.unet(device, torch.bfloat16 if bf16 else torch.float32)
+        unet = base.unet(device, dtype)
+        make_lean(unet, config.compute, dtype)
         self.delta = TrainedDelta(unet, config.delta, generator(config.run.seed, "delta"))
-        self.network = Network(unet, self.delta, prompts, bf16)
-        self.batches = Batches(config, dataset, posteriors, prompts, device)
+        self.network = Network(unet, self.delta, prompts, beside)
+        encoded = material.encoded(self.network, schedule, latent)
+        self.batches = Batches(config, encoded, device) if encoded else None
+        objective.prepare(self.network, self.network.prompts, latent, config.run.seed, quiet)
+        compile_network(unet, config.compute)
+
         self.parameters = self.delta.parameters()
         optimiser = config.optimiser
         self.decay_whole = optimiser.weight_decay if optimiser.decay_on == "weight" else 0.0
-        self.adam = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=optimiser.lr,
-            betas=(optimiser.beta1, optimiser.beta2),
-            eps=optimiser.eps,
-            weight_decay=optimiser.weight_decay if optimiser.decay_on == "delta" else 0.0,
+        self.adam = Adam(
+            self.parameters,
+            optimiser,
+            eight_bit=config.compute.adam == "8bit",
+            scaled=dtype == torch.float16,
         )
         self.average = MovingAverage(self.parameters, optimiser.ema) if optimiser.ema else None
-        shape = tuple(posteriors["unsafe"].mean.shape[1:])
         self.previews = (
-            Previews(config.preview, base, self.network, schedule, shape)
-            if config.preview.prompts
+            Previews(config, base, self.network, schedule, latent)
+            if config.preview.prompts and self.workers.first
             else None
         )
+        self.test = (
+            acceptance.Acceptance(config, base, self.network, schedule, latent) if tested else None
+        )
 
-    def gradient(self, step: int, interrupted: threading.Event | None = None) -> dict[str, float]:
-        """Accumulate the gradient of one optimiser step; returns the mean loss and its parts."""
-        self.adam.zero_grad(set_to_none=True)
-        count = self.config.schedule.accumulation
+    def gradient(
+        self, step: int, interrupted: threading.Event | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Accumulate the gradient of one optimiser step.
+
+        Returns:
+            The mean loss and its parts, scalars on the device: reading them waits for the GPU.
+        """
+        self.adam.clear()
+        batch = self.config.schedule.batch
+        mine = self.workers.share(range(step * batch, (step + 1) * batch))
+        at_once = self.config.compute.at_once or len(mine)
         sums: dict[str, torch.Tensor] = {}
-        for micro in range(count):
+        for first in range(mine.start, mine.stop, at_once):
             if interrupted is not None and interrupted.is_set():
                 break  # the partial step is dropped and done again on resuming
-            batch, random = self.batches.draw(step * count + micro)
-            loss, parts = self.objective.loss(self.network, batch, random)
-            (loss / count).backward()
+            count = min(at_once, mine.stop - first)
+            draws = Draws(self.config.run.seed, first, count, self.device)
+            pairs = self.batches.draw(first, draws) if self.batches else None
+            loss, parts = self.objective.loss(self.network, pairs, draws)
+            share = count / batch
+            self.adam.backward(loss * share)
             for name, value in {"loss": loss.detach(), **parts}.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value / count
-        return {name: value.item() for name, value in sums.items()}
-
-    def gradient_norm(self) -> float:
-        """Clip the gradient to `optimiser.clip` and return its norm before that."""
-        bound = self.config.optimiser.clip or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.parameters.values(), bound).item()
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        self.workers.add_up([*gradients, *sums.values()])
+        return sums
 
     def update(self, step: int) -> float:
         """Apply the gradient of `step`; returns the learning rate used."""
         lr = learning_rate(self.config.schedule, self.config.optimiser.lr, step)
-        for group in self.adam.param_groups:
-            group["lr"] = lr
         if self.decay_whole:
             self.delta.decay_weights(lr * self.decay_whole)
-        self.adam.step()
+        self.adam.step(lr)
         if self.average is not None:
             self.average.update(self.parameters, step + 1)
         return lr
@@ -129,58 +167,71 @@ class Run:
         return Facts(
             step,
             self.config.digest(),
-            self.data_digest,
+            self.material.digest,
             self.fingerprint.digest,
             torch.get_num_threads(),
             torch.__version__,
+            computed_by(self.config.compute, self.device),
         )
 
-    def save(self, folder: RunFolder, step: int) -> None:
-        """Write the state after `step` steps."""
-        tensors = {f"delta/{name}": p.detach() for name, p in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                if parameter in self.adam.state:
-                    tensors[f"{key}/{name}"] = self.adam.state[parameter][key]
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that is needed to go on, by name."""
+        found = {f"delta/{name}": p.detach() for name, p in self.parameters.items()}
         if self.average is not None:
-            tensors |= {f"ema/{name}": tensor for name, tensor in self.average.tensors.items()}
-        folder.save_state(tensors, self.facts(step))
+            found |= {f"ema/{name}": tensor for name, tensor in self.average.tensors.items()}
+        return found | self.adam.tensors()
 
-    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors in a state after `step` steps."""
-        kinds = ["delta", *(["exp_avg", "exp_avg_sq"] if step else [])]
-        if self.average is not None:
-            kinds.append("ema")
-        return {f"{k}/{name}": tuple(p.shape) for k in kinds for name, p in self.parameters.items()}
+    def save(self, folder: RunFolder, step: int, *, good: bool = False) -> None:
+        """Write the state after `step` steps; before the first there is nothing to keep.
 
-    def restore(self, folder: RunFolder) -> int:
-        """Take over the newest state; returns how many steps it has behind it."""
-        found = folder.load_state(self.facts(0), self.shapes)
+        A `good` one, whose patch was looked at and preserves enough, outlives the others.
+        """
+        if self.workers.first and step:
+            folder.save_state(self.tensors(), self.facts(step), good=good)
+
+    def restore(self, folder: RunFolder, *, good: bool = False) -> int:
+        """Take over the newest state, or the newest good one; returns the steps behind it."""
+        self.adam.begin()
+        expected = {n: (tuple(t.shape), t.dtype) for n, t in self.tensors().items()}
+        found = folder.load_state(self.facts(0), lambda step: expected, good=good)
         if found is None:
+            self.adam.forget()
             return 0
         tensors, facts = found
         self.delta.load({name: tensors[f"delta/{name}"] for name in self.parameters})
-        for name, parameter in self.parameters.items():
-            if facts.step:
-                self.adam.state[parameter] = {
-                    "step": torch.tensor(float(facts.step)),
-                    "exp_avg": tensors[f"exp_avg/{name}"].to(self.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(self.device),
-                }
-            if self.average is not None:
-                self.average.tensors[name] = tensors[f"ema/{name}"].to(self.device)
+        self.adam.load(tensors)
+        if self.average is not None:
+            for name, mine in self.average.tensors.items():
+                mine.copy_(tensors[f"ema/{name}"])
         return facts.step
 
-    def preview(self, folder: RunFolder, step: int) -> None:
-        """Write the preview sheet after `step` steps, of what the patch would be now."""
-        if self.previews is None:
-            return
-        with self.delta.holding(self.average.tensors) if self.average else nullcontext():
-            self.previews.write(folder.preview_path(step))
+    def averaged(self) -> Any:
+        """Inside, the network is what the patch would be now: the moving average, if any."""
+        return self.delta.holding(self.average.tensors) if self.average else nullcontext()
 
-    def patch(self) -> Patch:
-        """What was trained, its moving average if there is one, as a patch."""
-        with self.delta.holding(self.average.tensors) if self.average else nullcontext():
+    def preview(self, folder: RunFolder, step: int) -> None:
+        """Write the preview sheet after `step` steps."""
+        if self.previews is not None:
+            with self.averaged():
+                self.previews.write(folder.preview_path(step))
+
+    def preservation(self) -> float | None:
+        """How much of benign pictures the patch would leave as it was; None without a test."""
+        if self.test is None:
+            return None
+        with self.averaged():
+            return self.test.preservation()
+
+    def measure(self, progress: bool) -> acceptance.Record | None:
+        """The test of what was trained; None if none was asked for."""
+        if self.test is None:
+            return None
+        with self.averaged():
+            return self.test.measure(progress=progress)
+
+    def patch(self, steps: int, record: acceptance.Record | None = None) -> Patch:
+        """What was trained in `steps` steps, as a patch, with the record of its test."""
+        with self.averaged():
             deltas = {}
             for name, part in self.delta.parts.items():
                 if isinstance(part, FullDelta):
@@ -194,14 +245,17 @@ class Run:
             for group in ("objective", "conditioning", "delta", "optimiser", "schedule")
         }
         # No paths, no prompts: a patch is given away.
-        told["data"] = {key: values["data"][key] for key in ("resolution", "block", "posterior")}
-        told["run"] = {key: values["run"][key] for key in ("seed", "precision")}
-        record = {
-            "steps": self.config.schedule.steps,
-            "pictures": self.counts,
+        told["data"] = {key: values["data"][key] for key in ("block", "posterior")}
+        told["data"]["resolution"] = self.resolution
+        told["run"] = {"seed": values["run"]["seed"]}
+        told["compute"] = {**values["compute"], "precision": str(self.network.dtype)[6:]}
+        training = {
+            "steps": steps,
+            "pictures": self.material.counts,
             "torch": torch.__version__,
             "device": self.device.type,
             "threads": torch.get_num_threads(),
+            "processes": self.workers.count,
         }
         return Patch.new(
             self.family,
@@ -209,44 +263,22 @@ class Run:
             base=self.fingerprint,
             objective=self.config.objective.name,
             config=told,
-            data=self.data_digest,
-            title=self.config.run.name,
-            extra={"safegen.training": json.dumps(record, sort_keys=True)},
+            data=self.material.digest,
+            evaluation=record.to_values() if record else None,
+            title=self.config.patch_name,
+            extra={"safegen.training": json.dumps(training, sort_keys=True)},
         )
 
 
-def learning_rate(schedule: settings_of.Schedule, peak: float, step: int) -> float:
-    """The learning rate of step number `step`, from 0: warm-up, plateau, fall to 0 at the end."""
-    rate = peak
-    if step < schedule.warmup:
-        rate *= (step + 1) / (schedule.warmup + 1)
-    falling = schedule.decay * schedule.steps
-    left = schedule.steps - step
-    if left <= falling:
-        share = left / (falling + 1)
-        rate *= share if schedule.shape == "linear" else 0.5 - 0.5 * math.cos(math.pi * share)
-    return rate
-
-
-def _captions(dataset: Dataset, config: Config) -> list[str]:
-    """Captions that can be drawn; says so when the recipe wants some and there are none."""
-    found = [picture.caption for picture in dataset.pictures() if picture.caption]
-    if not found and config.conditioning.own + config.conditioning.shuffled > 0:
-        logger.warning(
-            "no picture has a caption, so all train on the empty prompt: "
-            "the patch will be weaker under classifier-free guidance (docs/method.md)"
+def _resolved(config: Config, family: str, workers: Workers) -> Config:
+    """The configuration with what depends on the base filled in."""
+    if config.schedule.batch < workers.count:
+        raise ConfigError(
+            "config_range",
+            f"schedule.batch is {config.schedule.batch}, fewer pairs than the {workers.count} "
+            "processes of this run: raise it, or launch fewer",
         )
-    return found
-
-
-def _device(name: str) -> torch.device:
-    usable = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return torch.device(next(device for device, there in usable.items() if there))
-    if not usable[name]:
-        raise ConfigError("config_device", f"run.device is {name}, which this torch cannot use")
-    return torch.device(name)
+    if config.delta.rank >= 0:
+        return config
+    rank = _SDXL_RANK if family.startswith("sdxl") else 0
+    return dataclasses.replace(config, delta=dataclasses.replace(config.delta, rank=rank))

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from safegen_core import recognise
 from safegen_core.apply import apply
 from safegen_core.cli import main
 from safegen_core.fingerprint import Fingerprint
@@ -32,6 +33,54 @@ def test_the_names_are_those_of_a_single_file_checkpoint():
     assert (
         sum(torch.Size(s).numel() for n, s in shapes.items() if n.startswith(prefix)) == 859_520_964
     )
+
+
+@pytest.mark.parametrize("family", full_size.FAMILIES)
+def test_every_family_has_the_names_by_which_loaders_tell_it(family):
+    shapes = full_size.shapes(family)
+    detected = recognise.detect(shapes)
+    assert (detected.family.name, detected.layout) == (family, "ldm")
+    assert not detected.variants
+    unet = {name.removeprefix("model.diffusion_model.") for name in shapes}
+    assert {spec.ldm for spec in detected.family.tensors()} <= unet
+    # the shapes that diffusers' own detection looks for
+    told = {
+        "sd1": ("cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight", 3072),
+        "sd2": ("cond_stage_model.model.transformer.resblocks.23.attn.in_proj_weight", 3072),
+        "sdxl": ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", 1280),
+    }
+    name, side = told[family]
+    assert shapes[name][0] == side
+
+
+def test_names_of_sdxl():
+    shapes, prefix = full_size.shapes("sdxl"), "model.diffusion_model."
+    assert shapes[prefix + "label_emb.0.0.weight"] == (1280, 2816)
+    assert shapes[prefix + "output_blocks.2.2.conv.weight"] == (1280, 1280, 3, 3)
+    assert shapes[prefix + "input_blocks.6.0.op.weight"] == (640, 640, 3, 3)
+    assert shapes["conditioner.embedders.1.model.text_projection"] == (1280, 1280)
+    assert shapes["conditioner.embedders.1.model.logit_scale"] == ()
+    assert shapes["conditioner.embedders.1.model.transformer.resblocks.31.attn.in_proj_bias"] == (
+        3840,
+    )
+    assert not any(".q_proj." in name for name in shapes if "embedders.1" in name)
+
+
+@pytest.mark.parametrize("family", full_size.FAMILIES)
+def test_diffusers_converts_every_name(family):
+    """Its own conversion of a checkpoint, on shapes alone, gives its UNet and VAE."""
+    single = pytest.importorskip("diffusers.loaders.single_file_utils")
+    shapes = full_size.shapes(family)
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    for part, convert in (
+        ("unet", single.convert_ldm_unet_checkpoint),
+        ("vae", single.convert_ldm_vae_checkpoint),
+    ):
+        network = full_size._on_meta(family, part)
+        converted = convert(dict(state), config=network.config)
+        assert {n: t.shape for n, t in converted.items()} == {
+            n: t.shape for n, t in network.state_dict().items()
+        }
 
 
 @pytest.mark.slow

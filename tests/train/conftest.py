@@ -120,7 +120,13 @@ def make_config(base_folder, pictures, tmp_path) -> Callable[..., Any]:
             "data": {"folder": str(pictures), "block": 4, "cache": str(tmp_path / "cache")},
             "schedule": {"steps": 4, "batch": 3, "warmup": 1},
             "optimiser": {"lr": 1e-3},
-            "run": {"out": str(tmp_path / "run"), "save_every": 2, "tensorboard": False},
+            "accept": {"samples": 0},
+            "run": {
+                "out": str(tmp_path / "run"),
+                "name": "patch",
+                "save_every": 2,
+                "tensorboard": False,
+            },
         }
         preset = overrides.pop("preset", None)
         return from_values(values, overrides, preset)

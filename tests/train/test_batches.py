@@ -10,38 +10,38 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safegen_core.train import from_values  # noqa: E402
-from safegen_core.train.base import Prompts  # noqa: E402
-from safegen_core.train.batches import Batches, Deck, generator  # noqa: E402
-from safegen_core.train.data import Dataset  # noqa: E402
+from safegen_core.train.batches import Batches, Deck, Encoded  # noqa: E402
+from safegen_core.train.draws import Draws  # noqa: E402
 from safegen_core.train.latents import Posterior  # noqa: E402
-from safegen_core.train.pictures import Picture  # noqa: E402
 
 COUNTS = {"unsafe": 5, "mosaic": 5, "benign": 7, "near_miss": 3}
-
-
-def picture(role: str, i: int) -> Picture:
-    return Picture(f"{role}/{i}.png", f"{role} {i}", "", lambda: None)
+BATCH = 32
 
 
 def batches(near=True, std=0.0, run=None, **settings) -> Batches:
     """Latents tell where they come from: role k picture i has mean 10 k + i."""
-    roles = {r: [picture(r, i) for i in range(n)] for r, n in COUNTS.items()}
-    if not near:
-        roles["near_miss"] = []
+    counts = {**COUNTS, "near_miss": COUNTS["near_miss"] if near else 0}
     posteriors = {
         role: Posterior(
-            torch.full((len(found), 4, 2, 2), 10.0 * k)
-            + torch.arange(float(len(found)))[:, None, None, None],
-            torch.full((len(found), 4, 2, 2), std),
+            torch.full((n, 4, 2, 2), 10.0 * k) + torch.arange(float(n))[:, None, None, None],
+            torch.full((n, 4, 2, 2), std),
         )
-        for k, (role, found) in enumerate(roles.items())
+        for k, (role, n) in enumerate(counts.items())
     }
-    texts = ["", *(p.caption for r in ("unsafe", "benign", "near_miss") for p in roles[r])]
-    prompts = Prompts({t: i for i, t in enumerate(texts)}, torch.zeros(len(texts), 1, 1))
+    captions, row = {}, 1
+    for role in ("unsafe", "benign", "near_miss"):
+        captions[role] = torch.arange(row, row + counts[role])
+        row += counts[role]
     needed = {"base": {"path": "b"}, "data": {"folder": "d"}, "run": {"out": "o"}}
-    made = from_values(needed, {"schedule.batch": 32, **settings})
     mask = torch.arange(5.0)[:, None, None, None].expand(5, 1, 2, 2)
-    return Batches(made, Dataset(**roles, mask=mask), posteriors, prompts, torch.device("cpu"))
+    made = from_values(needed, settings)
+    return Batches(made, Encoded(posteriors, mask, captions), torch.device("cpu"))
+
+
+def draw(drawn: Batches, k: int = 0, count: int = BATCH):
+    """Batch number k of `count` pairs."""
+    seed = drawn.settings.run.seed
+    return drawn.draw(k * count, Draws(seed, k * count, count))
 
 
 def origin(z):
@@ -51,16 +51,24 @@ def origin(z):
 def test_batch_depends_on_seed_and_number_alone():
     first, second, other = batches(std=1.0), batches(std=1.0), batches(std=1.0, **{"run.seed": 1})
     for k in (0, 1):
-        first.draw(k)
-    (a, random_a), (b, random_b), (c, _) = first.draw(2), second.draw(2), other.draw(2)
+        draw(first, k)
+    a, b, c = draw(first, 2), draw(second, 2), draw(other, 2)
     assert torch.equal(a.z_unsafe, b.z_unsafe)
     assert torch.equal(a.c_benign, b.c_benign)
-    assert torch.equal(torch.rand(3, generator=random_a), torch.rand(3, generator=random_b))
     assert not torch.equal(a.z_unsafe, c.z_unsafe)
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 7])
+def test_a_pair_is_the_same_however_pairs_are_grouped(at_once):
+    drawn = batches(std=1.0)
+    whole = draw(drawn, 0, 21)
+    parts = [draw(drawn, k, at_once) for k in range(21 // at_once)]
+    for field in ("z_unsafe", "z_mosaic", "mask", "c_unsafe", "z_benign", "c_benign"):
+        assert torch.equal(getattr(whole, field), torch.cat([getattr(p, field) for p in parts]))
+
+
 def test_pairs_and_masks_belong_together():
-    batch, _ = batches().draw(0)
+    batch = draw(batches())
     unsafe = origin(batch.z_unsafe)
     assert origin(batch.z_mosaic) == [10 + i for i in unsafe]
     assert batch.mask[:, 0, 0, 0].int().tolist() == unsafe
@@ -77,14 +85,14 @@ def test_every_epoch_shows_every_picture_once():
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (1.0, 320, 320), (0.5, 110, 210)])
 def test_share_of_near_misses(share, low, high):
     drawn = batches(**{"objective.near_miss": share})
-    found = [i for k in range(10) for i in origin(drawn.draw(k)[0].z_benign)]
+    found = [i for k in range(10) for i in origin(draw(drawn, k).z_benign)]
     assert low <= sum(i >= 30 for i in found) <= high
     assert all(20 <= i < 27 or 30 <= i < 33 for i in found)
 
 
 def test_without_near_misses_all_are_benign():
     drawn = batches(near=False, **{"objective.near_miss": 1.0})
-    assert all(20 <= i < 27 for i in origin(drawn.draw(0)[0].z_benign))
+    assert all(20 <= i < 27 for i in origin(draw(drawn).z_benign))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,7 @@ def test_prompts_come_as_often_as_asked(empty, own, shuffled):
     )
     kinds = Counter()
     for k in range(20):
-        batch, _ = drawn.draw(k)
+        batch = draw(drawn, k)
         for row, i in zip(batch.c_unsafe.tolist(), origin(batch.z_unsafe), strict=True):
             kinds["empty" if row == 0 else "own" if row == 1 + i else "shuffled"] += 1
     total = empty + own + shuffled
@@ -112,19 +120,30 @@ def test_prompts_come_as_often_as_asked(empty, own, shuffled):
 
 @pytest.mark.parametrize(("posterior", "equal"), [("independent", False), ("shared", True)])
 def test_posterior_noise_of_a_pair(posterior, equal):
-    batch, _ = batches(std=1.0, **{"data.posterior": posterior}).draw(0)
+    batch = draw(batches(std=1.0, **{"data.posterior": posterior}))
     d = batch.z_mosaic - batch.z_unsafe
     assert torch.allclose(d, torch.tensor(10.0), atol=1e-4) == equal
 
 
 def test_posterior_mean_has_no_noise():
-    batch, _ = batches(std=1.0, **{"data.posterior": "mean"}).draw(0)
+    batch = draw(batches(std=1.0, **{"data.posterior": "mean"}))
     assert torch.equal(batch.z_unsafe, batch.z_unsafe.round())
 
 
-def test_generators_of_different_purpose_differ():
-    draws = {
-        tuple(torch.rand(2, generator=generator(*key)).tolist())
-        for key in [(0, "a"), (0, "b"), (1, "a"), (0, "a", 0), (0, "a", 1)]
-    }
-    assert len(draws) == 5
+def test_kept_draws_repeat_after_as_many_epochs_as_there_are_draws():
+    drawn = batches(
+        std=1.0, **{"objective.teacher_draws": 2, "objective.near_miss": 0.0, "data.cache": ""}
+    )
+    epochs = [draw(drawn, k, COUNTS["benign"]) for k in range(4)]
+    seen = [
+        dict(zip(e.kept, zip(e.z_benign, e.c_benign, strict=True), strict=True)) for e in epochs
+    ]
+    assert seen[0].keys() == seen[2].keys()
+    assert seen[1].keys() == seen[3].keys()
+    assert seen[0].keys().isdisjoint(seen[1])
+    for name, (z, c) in seen[0].items():
+        assert torch.equal(z, seen[2][name][0])
+        assert c == seen[2][name][1]
+    a, b = (e.benign_draws.normal((2,)) for e in (epochs[0], epochs[2]))
+    order = [epochs[2].kept.index(name) for name in epochs[0].kept]
+    assert torch.equal(a, b[order])

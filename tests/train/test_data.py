@@ -19,9 +19,9 @@ from safegen_core.train.data import read_dataset  # noqa: E402
 from safegen_core.train.pictures import open_upright, square, square_boxes  # noqa: E402
 
 
-def read(folder, resolution=8, cell=2, regions=None, **settings):
-    settings = config.Data(folder=str(folder), **{"block": 4, **settings})
-    return read_dataset(settings, resolution, cell, regions=regions)
+def read(folder, resolution=8, cell=2, provider=None, **settings):
+    settings = config.Data(folder=str(folder), **{"block": 4, "regions": "boxes", **settings})
+    return read_dataset(settings, resolution, cell, regions=provider)
 
 
 def refused(folder, code, **settings) -> str:
@@ -43,7 +43,7 @@ def test_reads_roles_captions_mosaics_and_masks(pictures):
     assert [picture.caption for picture in found.unsafe[:2]] == ["a blue circle", "a red star"]
     wanted = torch.zeros(1, 4, 4)
     wanted[:, :2, :2] = 1  # the box covers pixels 0..3, cells of 2
-    assert torch.equal(found.mask, wanted.expand(5, 1, 4, 4))
+    assert torch.equal(found.mask.float(), wanted.expand(5, 1, 4, 4))
     pixels = torch.from_numpy(found.unsafe[0].read().copy())[None]
     made = mosaic(pixels, [[(0, 0, 4, 4)]], 4)[0].numpy()
     assert (found.mosaic[0].read() == made).all()
@@ -85,7 +85,7 @@ def test_a_region_provider_is_asked_instead_of_the_file(own_pictures):
             asked.append((tuple(image.shape), image.dtype, name))
             return [(6.0, 6.0, 8.0, 8.0)]
 
-    found = read(own_pictures, regions=Corner())
+    found = read(own_pictures, provider=Corner())
     assert asked[0] == ((8, 8, 3), torch.uint8, "unsafe/0.png")
     assert found.mask[0, 0].nonzero().tolist() == [[3, 3]]
 
@@ -134,6 +134,11 @@ def test_mosaic_of_another_size_orphans_and_no_change(own_pictures):
     assert "mosaic/77.png: no picture of this name" in message
     assert "mosaic/1.png: hides nothing" in message
     assert "mosaic/2.png: unreadable" in message
+
+
+def test_a_mosaic_of_single_pixels_hides_nothing(own_pictures):
+    message = refused(own_pictures, "data_bad", block=1)
+    assert "unsafe/0.png (mosaic): hides nothing" in message
 
 
 def test_one_picture_in_two_roles_is_a_contradiction(own_pictures):

@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from safegen_core.train import config  # noqa: E402
-from safegen_core.train.batches import generator  # noqa: E402
 from safegen_core.train.delta import MovingAverage, TrainedDelta  # noqa: E402
+from safegen_core.train.draws import generator  # noqa: E402
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def predict(unet):
 
 
 def attach(unet, **settings) -> TrainedDelta:
-    return TrainedDelta(unet, config.Delta(**settings), generator(0, "delta"))
+    return TrainedDelta(unet, config.Delta(**{"rank": 0, **settings}), generator(0, "delta"))
 
 
 def shake(delta: TrainedDelta) -> None:

@@ -47,10 +47,10 @@ def test_interrupted_run_returns_130_and_resumes_from_its_own_config(
 ):
     draw = run_module.Batches.draw
 
-    def interrupt(self, k):
-        if k == 1:
+    def interrupt(self, first, draws):
+        if first:
             signal.raise_signal(signal.SIGINT)
-        return draw(self, k)
+        return draw(self, first, draws)
 
     monkeypatch.setattr(run_module.Batches, "draw", interrupt)
     assert cli.main(["train", str(file), "--quiet"]) == 130

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from safegen_core.errors import ConfigError  # noqa: E402
 from safegen_core.train.config import Objective  # noqa: E402
+from safegen_core.train.draws import Draws  # noqa: E402
 from safegen_core.train.noise import NoiseSchedule  # noqa: E402
 from safegen_core.train.objectives import Batch, build  # noqa: E402
 from safegen_core.train.objectives.safegen import (  # noqa: E402
@@ -175,7 +176,8 @@ def batch(count: int = 64) -> Batch:
 def loss_of(settings: Objective, data: Batch | None = None, seed: int = 0):
     recorder = Recorder()
     objective = build(settings, NoiseSchedule(ABAR.float(), "epsilon"))
-    loss, parts = objective.loss(recorder, data or batch(), torch.Generator().manual_seed(seed))
+    data = data or batch()
+    loss, parts = objective.loss(recorder, data, Draws(seed, 0, len(data.z_unsafe)))
     return loss, parts, recorder
 
 
@@ -236,6 +238,27 @@ def test_pure_noise_carries_nothing_of_the_picture():
     assert t[64:].min() >= 900
 
 
+def test_a_kept_teacher_is_asked_once_a_picture_and_draw():
+    """And says in float16 what it said in float32."""
+    settings = Objective(teacher_draws=2)
+    recorder, objective = Recorder(), build(settings, NoiseSchedule(ABAR.float(), "epsilon"))
+    data, losses = batch(3), []
+    for names in (("a", "b", "c"), ("b", "d", "a"), ("d", "c", "b")):
+        kept = dataclasses.replace(
+            data,
+            z_benign=torch.stack([torch.full((4, 2, 2), float(ord(name))) for name in names]),
+            kept=names,
+            benign_draws=Draws.of(0, names),
+        )
+        losses.append(objective.loss(recorder, kept, Draws(0, 0, 3))[0])
+    assert [len(z_t) for z_t, _, _ in recorder.taught] == [3, 1]
+    assert all(torch.isfinite(loss) for loss in losses)
+    # what the student is asked about a name is the same each time
+    first, second, third = (z_t[3:] for z_t, _, _ in recorder.asked)
+    assert torch.equal(first[1], second[0])
+    assert torch.equal(first[2], third[1])
+
+
 def test_settings_that_do_not_suit_the_schedule():
     with pytest.raises(ConfigError, match="at most 999"):
         SafeGen(Objective(t_max=1000), NoiseSchedule(ABAR, "epsilon"))
@@ -243,6 +266,8 @@ def test_settings_that_do_not_suit_the_schedule():
     with pytest.raises(ConfigError, match="offset"):
         SafeGen(Objective(target="offset"), NoiseSchedule(dark, "v_prediction"))
     SafeGen(Objective(target="offset", t_max=998), NoiseSchedule(dark, "v_prediction"))
+    with pytest.raises(ConfigError, match="teacher_draws"):
+        SafeGen(Objective(preserve="noise", teacher_draws=4), NoiseSchedule(ABAR, "epsilon"))
 
 
 def test_unknown_objective_names_the_known_ones():

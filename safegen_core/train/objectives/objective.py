@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 
 from .. import config
+from ..base import Prompts
+from ..draws import Draws
 from ..noise import NoiseSchedule
 
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
-"""The scalar to minimise, and named parts of it (detached scalars) for the metrics."""
+"""The scalar to minimise, a mean over the pairs, and named parts of it (detached scalars)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One draw of `B` triplets; all latents are scaled and float32.
+    """`B` triplets; all latents are scaled and float32.
 
     Attributes:
         z_unsafe: latents of unsafe pictures `[B, C, h, w]`.
@@ -26,6 +29,9 @@ class Batch:
         c_unsafe: prompts of the unsafe pictures, int64 `[B]`, rows of the prompt table.
         z_benign: latents of pictures to preserve.
         c_benign: their prompts.
+        kept: for `objective.teacher_draws`: a name for each benign picture and draw; what has the
+            same name is the same picture with the same prompt, and wants the same noise.
+        benign_draws: the random numbers that go with these names.
     """
 
     z_unsafe: torch.Tensor
@@ -34,6 +40,8 @@ class Batch:
     c_unsafe: torch.Tensor
     z_benign: torch.Tensor
     c_benign: torch.Tensor
+    kept: tuple[Hashable, ...] | None = None
+    benign_draws: Draws | None = None
 
 
 class Denoiser(Protocol):
@@ -52,12 +60,38 @@ class Objective(Protocol):
     """One way to train a delta."""
 
     roles: ClassVar[tuple[str, ...]]
-    """Folders of the data set that must hold pictures."""
+    """Folders of the data set that must hold pictures; none for an objective of words only."""
 
     def __init__(self, settings: config.Objective, schedule: NoiseSchedule) -> None:
         """Check the settings against the base's noise schedule."""
         ...
 
-    def loss(self, denoiser: Denoiser, batch: Batch, random: torch.Generator) -> Loss:
-        """The loss of one batch; everything random comes from `random` (on the CPU)."""
+    def prompts(self) -> Sequence[str]:
+        """Prompts it wants in the prompt table, beside the captions of the pictures."""
+        ...
+
+    def prepare(
+        self, denoiser: Denoiser, prompts: Prompts, shape: tuple[int, ...], seed: int, quiet: bool
+    ) -> None:
+        """Work before the first step: whatever the base alone decides, such as samples of it.
+
+        It is done again when a run is resumed, so it must follow from its arguments alone.
+
+        Args:
+            denoiser: student and teacher; only the teacher is asked.
+            prompts: the encoded prompts, on the network's device.
+            shape: of one latent, `(C, h, w)`.
+            seed: of the run.
+            quiet: no progress bar.
+        """
+        ...
+
+    def loss(self, denoiser: Denoiser, batch: Batch | None, draws: Draws) -> Loss:
+        """The loss of the pairs of `draws`.
+
+        Args:
+            denoiser: student and teacher.
+            batch: their pictures; None for an objective of words only.
+            draws: everything random about these pairs.
+        """
         ...

@@ -18,12 +18,15 @@ The signs, weights and their sources are derived in docs/method.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
 import torch
 
 from ...errors import ConfigError
 from .. import config
+from ..base import Prompts
+from ..draws import Draws
 from ..noise import NoiseSchedule
 from .objective import Batch, Denoiser, Loss
 
@@ -115,19 +118,38 @@ class SafeGen:
                 'objective.target = "offset" has no v-target where the signal is 0; '
                 f"set objective.t_max below {settings.t_max}",
             )
+        if settings.teacher_draws and settings.preserve != "teacher":
+            raise ConfigError(
+                "config_range", 'objective.teacher_draws needs objective.preserve = "teacher"'
+            )
         self.settings, self.schedule = settings, schedule
+        self._kept: dict[Hashable, torch.Tensor] = {}  # the teacher's predictions, float16
 
-    def loss(self, denoiser: Denoiser, batch: Batch, random: torch.Generator) -> Loss:
+    def prompts(self) -> Sequence[str]:
+        """None: captions come with the pictures."""
+        return ()
+
+    def prepare(
+        self, denoiser: Denoiser, prompts: Prompts, shape: tuple[int, ...], seed: int, quiet: bool
+    ) -> None:
+        """Nothing: everything is drawn anew at every step."""
+
+    def loss(self, denoiser: Denoiser, batch: Batch | None, draws: Draws) -> Loss:
         """L for one batch; see the module's formulas."""
+        if batch is None:
+            raise ValueError("the objective safegen needs pictures")
         settings, schedule = self.settings, self.schedule
         z_u, z_b, count = batch.z_unsafe, batch.z_benign, len(batch.z_unsafe)
         # One uniform number a pair: with equal ranges both halves get the same t, as officially.
-        u = torch.rand(count, generator=random, dtype=torch.float64)
+        u = draws.uniform()
         t_u = _timesteps(u, settings.t_min, settings.t_max).to(z_u.device)
+        eps_u = draws.normal(z_u.shape[1:])
+        if batch.benign_draws is not None:
+            draws = batch.benign_draws
+            u = draws.uniform()
         t_b = _timesteps(u, settings.preserve_t_min, settings.preserve_t_max)
-        eps_u = torch.randn(z_u.shape, generator=random).to(z_u.device)
-        eps_b = torch.randn(z_b.shape, generator=random).to(z_b.device)
-        pure = torch.rand(count, generator=random) < settings.pure_noise
+        eps_b = draws.normal(z_b.shape[1:])
+        pure = draws.uniform() < settings.pure_noise
         steps = len(schedule)
         t_b = torch.where(pure, _timesteps(u, steps - max(1, steps // 10), steps - 1), t_b)
         t_b, pure = t_b.to(z_b.device), pure.to(z_b.device)
@@ -138,7 +160,7 @@ class SafeGen:
 
         z_t, t = torch.cat([z_t_u, z_t_b]), torch.cat([t_u, t_b])
         c = torch.cat([batch.c_unsafe, batch.c_benign])
-        taught_u, taught_b = self._teach(denoiser, z_t, t, c, count)
+        taught_u, taught_b = self._teach(denoiser, z_t, t, c, count, batch.kept)
         predicted = denoiser(z_t, t, c)
 
         target = mosaic_target(
@@ -152,19 +174,35 @@ class SafeGen:
         return loss, {"loss_m": loss_m.detach(), "loss_p": loss_p.detach()}
 
     def _teach(
-        self, denoiser: Denoiser, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor, count: int
+        self,
+        denoiser: Denoiser,
+        z_t: torch.Tensor,
+        t: torch.Tensor,
+        c: torch.Tensor,
+        count: int,
+        kept: tuple[Hashable, ...] | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The teacher's prediction for the unsafe and the benign half, where it is needed."""
-        unsafe = self.settings.target == "teacher_local"
+        wanted = list(range(count)) if self.settings.target == "teacher_local" else []
+        unsafe = len(wanted)
         benign = self.settings.preserve == "teacher"
-        if not unsafe and not benign:
+        if benign:
+            names = kept or (None,) * (len(z_t) - count)
+            wanted += [count + i for i, name in enumerate(names) if name not in self._kept]
+        if not wanted and not benign:
             return None, None
-        start, stop = (0 if unsafe else count), (len(z_t) if benign else count)
-        taught = denoiser.teacher(z_t[start:stop], t[start:stop], c[start:stop])
-        return (
-            taught[:count] if unsafe else None,
-            taught[len(taught) - (len(z_t) - count) :] if benign else None,
-        )
+        taught = z_t[:0]
+        if wanted:  # the usual case, everything or one half, is a slice
+            rows: slice | list[int] = wanted
+            if wanted[-1] - wanted[0] == len(wanted) - 1:
+                rows = slice(wanted[0], wanted[-1] + 1)
+            taught = denoiser.teacher(z_t[rows], t[rows], c[rows])
+        taught_b = taught[unsafe:] if benign else None
+        if kept and benign:
+            for at, prediction in zip(wanted[unsafe:], taught[unsafe:], strict=True):
+                self._kept[kept[at - count]] = prediction.half()
+            taught_b = torch.stack([self._kept[name] for name in kept]).float()
+        return (taught[:unsafe] if unsafe else None), taught_b
 
 
 def _timesteps(u: torch.Tensor, first: int, last: int) -> torch.Tensor:
