@@ -2,7 +2,8 @@
 """Fill the environment for training that `setup-train.sh` and `setup-train.bat` have made.
 
 uv resolves for this machine first and writes down every file with its size; the sum is told, and
-only what was agreed to is downloaded. Standard library only: it runs in the empty environment.
+only what was agreed to is downloaded. Standard library only: it runs in the empty environment,
+whose Python the scripts choose (3.11 or newer).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import platform
 import shutil
 import subprocess
 import sys
-import tomllib
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parent
 APART = ("nudenet==3.4.2", "open-clip-torch")
@@ -68,7 +70,7 @@ def told(packages: Sequence[Mapping[str, Any]], free: int) -> str:
         f"To download: {len(packages)} packages, {sum(known.values()) / 1e9:.2f} GB"
         + (f", and what the index does not tell of {', '.join(unknown)}" if unknown else ""),
         *(f"  {name:<28}{known[name] / 1e6:8.0f} MB" for name in greatest),
-        f"Free on this disk: {free / 1e9:.0f} GB; installed it takes two to three times the download.",
+        f"Free on this disk: {free / 1e9:.0f} GB; installed it takes two to three times as much.",
     ]
     return "\n".join(lines)
 
@@ -142,7 +144,7 @@ def _bytes(file: Mapping[str, Any]) -> int | None:
 
 
 def _resolving(lock: Path, torch: str) -> list[str]:
-    """uv's arguments for writing down what the extra `train` needs here."""
+    """What to ask uv for, to write down what the extra `train` needs here."""
     known = ROOT / "constraints.txt"  # of the repository; an installed pack has none
     words = ["pip", "compile", "--quiet", str(ROOT / "pyproject.toml"), "--extra", "train"]
     words += ["--python", sys.executable, "--format", "pylock.toml", "--output-file", str(lock)]
@@ -181,7 +183,9 @@ def _gpu() -> str:
 
 def _looked_at() -> int:
     """Let the doctor look at what was made, and name the next command."""
-    safegen = Path(sys.executable).with_name("safegen" + (".exe" if sys.platform == "win32" else ""))
+    safegen = Path(sys.executable).with_name(
+        "safegen" + (".exe" if sys.platform == "win32" else "")
+    )
     doctor = subprocess.run([safegen, "doctor"], check=False).returncode
     sees = "import torch; print(torch.cuda.is_available())"
     seen = subprocess.run(

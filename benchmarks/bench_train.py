@@ -120,9 +120,6 @@ def measure(args: argparse.Namespace, into: dict[str, Any]) -> None:
                     "pair_flops": flops.of_ours(model, "paper", side),
                     "made": _made(device.type),
                 }
-                if "official" in args.arms:
-                    half = None if dtype == torch.float32 else dtype
-                    record["stages"] = timing.stages(model, device, half, args.attention, side)
                 into[f"{name} {side} {device.type} {card or 'none'} {args.attention}"] = record
 
 

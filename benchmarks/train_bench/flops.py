@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The arithmetic of one training pair, counted exactly on torch's "meta" device: nothing is computed.
+"""The arithmetic of one training pair, counted exactly on torch's "meta" device, without doing it.
 
-Multiplications and additions of matrices and convolutions count, as `torch.utils.flop_counter` knows
-them; the rest is small beside. Activations that are recomputed are no progress and are left out.
+Multiplications and additions of matrices and convolutions count, as `torch.utils.flop_counter`
+knows them; the rest is small beside. Activations that are recomputed are no progress and left out.
 """
 
 from __future__ import annotations

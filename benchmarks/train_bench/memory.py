@@ -3,13 +3,14 @@
 
 The trainer's own network, delta and objective run on torch's "meta" device, whose tensors have
 shapes but no data. Every tensor that a kernel makes there is followed until nothing holds it any
-more: weights, gradients, what autograd keeps for the way back, and what lives only for a moment. The
-greatest sum is the peak.
+more: weights, gradients, what autograd keeps for the way back, and what lives only for a moment.
+The greatest sum is the peak.
 
-The same kernels run on a GPU but for attention: "meta" knows no fused one, so `fused_attention` puts
-the CPU's in its place, which keeps what those of GPUs do: q, k, v, output and one number a row. What
-does not come from torch's allocator, or is lost in it, cannot be counted; `OVERHEAD` and `SLACK`
-stand for that.
+The same kernels run on a GPU but for attention: "meta" knows no fused one, so `fused_attention`
+puts the CPU's in its place, which keeps what those of GPUs do: q, k, v, output and one number a
+row. What does not come from torch's allocator, or is lost in it, cannot be counted; `OVERHEAD` and
+`SLACK` stand for that. Pictures of previews and of the acceptance test are not counted either: the
+trainer decodes them on the CPU where the GPU has no room.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ def measure(
             with torch.device("cpu"):
                 delta = TrainedDelta(unet, told.delta, generator(0))
             parameters = delta.parameters()
-            held: list[Any] = [_moment(p, told.compute.adam) for p in parameters.values() for _ in "mv"]
+            held: list[Any] = [
+                _moment(p, told.compute.adam) for p in parameters.values() for _ in "mv"
+            ]
             held += [MovingAverage(parameters, 0.9)] if told.optimiser.ema else []
             trained = ledger.now - weights
             network = Network(unet, delta, model.prompts(PROMPTS))

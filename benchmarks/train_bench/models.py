@@ -80,7 +80,8 @@ class Model:
         if self.family == "lab":
             return BASE
         path = folder / f"{self.name}.safetensors"
-        write_checkpoint(path, family=self.family)
+        if not path.is_file():
+            write_checkpoint(path, family=self.family)
         return path
 
 

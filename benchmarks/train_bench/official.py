@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The official trainer's work of one optimiser step, written anew from what its code does.
 
-Not its code: `examples/text_to_image/train_text_to_image_adjust_sal.py` was read, and every piece of
-work it does between two updates is done here, in its order, by the same classes of diffusers. What
-it does beside (reading pictures from disk, logging, validation each epoch) is left out, in its
-favour. Batch 1, accumulated; weights in float32 under autocast, VAE and text encoder in 16 bits.
+Not its code: every piece of work that `examples/text_to_image/train_text_to_image_adjust_sal.py`
+does between two updates is done here, in its order, by the same classes of diffusers. What it does
+beside (reading pictures from disk, logging, validation each epoch) is left out, in its favour.
+Batch 1, accumulated; weights in float32 under autocast, VAE and text encoder in 16 bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SCALING = 0.18215
 
 
 class EagerAttention:
-    """Attention as diffusers computed it on torch 1.12: the matrix is made, its softmax in float32."""
+    """Attention as diffusers computed it on torch 1.12: a whole matrix, its softmax in float32."""
 
     def __call__(
         self,

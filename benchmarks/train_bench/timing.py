@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from safegen_core.train.config import Config
 from safegen_core.train.config_file import from_values
 from safegen_core.train.network import device_of, dtype_of
 from safegen_core.train.run import Run
@@ -25,18 +26,32 @@ PICTURES = 8  # of each kind; what they show does not change the work
 RESAMPLES = 2000
 
 
+class Trainer:
+    """The real trainer, ready to go, and what its loop does of a step."""
+
+    def __init__(self, config: Config) -> None:
+        self.run, self.done = Run(config), 0
+
+    def step(self) -> None:
+        """One optimiser step."""
+        self.run.gradient(self.done)
+        self.run.adam.clip()
+        self.run.update(self.done)
+        self.done += 1
+
+
 @dataclass
 class Arm:
     """One of the two ways to do a step.
 
     Attributes:
-        step: does it, and returns when it is done.
+        worker: its `step()` does one.
         kept: bytes of GPU memory it holds between steps; None on a CPU.
         seconds: of the timed steps.
         peak: bytes it held at most.
     """
 
-    step: Callable[[], None]
+    worker: Trainer | Official
     kept: int | None = None
     seconds: list[float] = field(default_factory=list)
     peak: int | None = None
@@ -71,32 +86,26 @@ def compare(
     record["precision"] = str(dtype).removeprefix("torch.")
     if "safegen" in arms:
         begun = time.perf_counter()
-        made["safegen"] = _arm(lambda: _ours(Run(config)), device)
+        made["safegen"] = _arm(lambda: Trainer(config), device)
         record["preparing_seconds"] = round(time.perf_counter() - begun, 2)
     if "official" in arms:
         half = None if dtype == torch.float32 else dtype
-        made["official"] = _arm(
-            lambda: _theirs(Official(model, device, half, attention, side)), device
-        )
+        made["official"] = _arm(lambda: Official(model, device, half, attention, side), device)
     order = random.Random(0)
     for number in range(rounds + 1):
         for name in order.sample(list(made), len(made)):
             _take(made[name], device, timed=number > 0)
+    if "official" in made:  # once more, by stages, which then wait for each other
+        official: Any = made["official"].worker
+        official.meter = lambda: _now(device)
+        official.step()
+        record["stages"] = {name: s / ACCUMULATED for name, s in official.spent.items()}
     for name, arm in made.items():
         record[name] = {
             "seconds_per_pair": [s / ACCUMULATED for s in arm.seconds],
             "peak_bytes": arm.peak,
         }
     return record
-
-
-def stages(model: Model, device: torch.device, half: torch.dtype | None, attention: str, side: int):
-    """Seconds of each stage of an official step, per pair; stages wait for each other here."""
-    official = Official(model, device, half, attention, side)
-    official.step()
-    official.meter = lambda: _now(device)
-    official.step()
-    return {name: spent / ACCUMULATED for name, spent in official.spent.items()}
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -163,31 +172,11 @@ def _keys(
     }
 
 
-def _arm(make: Callable[[], Callable[[], None]], device: torch.device) -> Arm:
+def _arm(make: Callable[[], Trainer | Official], device: torch.device) -> Arm:
     before = _held(device)
-    step = make()
+    worker = make()
     after = _held(device)
-    return Arm(step, None if after is None or before is None else after - before)
-
-
-def _ours(run: Run) -> Callable[[], None]:
-    """What `train.loop` does of a step."""
-    done = iter(range(1, 10**9))
-
-    def step() -> None:
-        number = next(done)
-        run.gradient(number)
-        run.adam.clip()
-        run.update(number)
-
-    return step
-
-
-def _theirs(official: Official) -> Callable[[], None]:
-    def step() -> None:
-        official.step()
-
-    return step
+    return Arm(worker, None if after is None or before is None else after - before)
 
 
 def _take(arm: Arm, device: torch.device, timed: bool) -> None:
@@ -195,7 +184,7 @@ def _take(arm: Arm, device: torch.device, timed: bool) -> None:
     if before is not None:
         torch.cuda.reset_peak_memory_stats(device)
     begun = _now(device)
-    arm.step()
+    arm.worker.step()
     seconds = _now(device) - begun
     if timed:
         arm.seconds.append(seconds)

@@ -91,7 +91,7 @@ def sentence(card: Card | None, free_bytes: int, device: str, family: str = "") 
         return f"{found}: card {card} ({_about(card)})"
     known = _for(family)
     if not known:
-        return f"{found}: no card for this model; settings as they are"
+        return f"{found}: no card fits this model; settings as they are"
     smallest = min(known, key=lambda card: card.wants(family))
     wanted = (smallest.wants(family) + MARGIN) / _GIB
     return (

@@ -103,7 +103,7 @@ class Data(_Group):
 class Objective(_Group):
     """What is minimised: lambda_m L_m (what has to go) + lambda_p L_p (preserve)."""
 
-    name: str = _key("safegen", "safegen (pictures), or esd, sdd, trajectories (words only)")
+    name: str = _key("safegen", "safegen (pictures); guided, esd, sdd, trajectories (words only)")
     target: str = _key(
         "exact", "target of L_m; see docs/method.md", choices=("offset", "exact", "teacher_local")
     )

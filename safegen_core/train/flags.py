@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
         0 when done, 1 when the patch was made but failed its test, 130 when interrupted (the state
         is saved).
     """
-    config = configuration(args)
     surroundings.check()
+    config = configuration(args)
     from .loop import train  # after the configuration: a typo is told without waiting for torch
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

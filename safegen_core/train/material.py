@@ -143,6 +143,7 @@ class OwnSamples:
     Raises:
         SafeGenError: `bootstrap_bank`, `bootstrap_filter`.
         PolicyError: the policy cannot be read.
+        DetectorError: a detector is missing, or does not work.
     """
 
     def __init__(
@@ -153,6 +154,8 @@ class OwnSamples:
         self.phrases = bootstrap.shipped_bank(config.objective.bank)
         self.keep = bootstrap.Filter.load(filter_name) if filter_name else None
         self.judge = Judge.of(config.data.policy)
+        if obstacle := self.judge.obstacle():  # before anything large is loaded
+            raise obstacle
         self.digest, self.counts = "", {}
 
     def prompts(self) -> list[str]:
@@ -224,8 +227,15 @@ def find_material(
         return Words()
     if config.has_pictures and own_samples:
         raise ConfigError("config_pictures", "--bootstrap makes the pictures; name none beside it")
+    if own_samples and workers.count > 1:
+        raise ConfigError(
+            "config_pictures", "--bootstrap draws by one process; take it without a launcher"
+        )
     if own_samples:
-        return OwnSamples(config, base, *own_samples, quiet)
+        count, keep = own_samples
+        if dry_run:
+            count = min(count, config.schedule.batch)
+        return OwnSamples(config, base, count, keep, quiet)
     if not config.has_pictures:
         raise ConfigError(
             "config_pictures",

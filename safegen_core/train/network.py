@@ -99,11 +99,12 @@ def make_lean(unet: nn.Module, settings: config.Compute, dtype: torch.dtype) -> 
     if next(unet.parameters()).device.type == "cuda":
         unet_.to(memory_format=torch.channels_last)
     if settings.storage == "fp8":
-        # "norm" and embeddings as diffusers itself leaves out; attn1 carries the delta
+        # Norms and embeddings as diffusers itself leaves out; attn1 carries the delta. A convolution
+        # would meet its weight cast back to 8 bits when it is differentiated.
         unet_.enable_layerwise_casting(
             storage_dtype=torch.float8_e4m3fn,
             compute_dtype=dtype,
-            skip_modules_pattern=("attn1", "norm", "conv_in", "conv_out", "time_", "add_embedding"),
+            skip_modules_pattern=("attn1", "norm", "conv", "proj_", "time_", "add_embedding"),
         )
     if settings.checkpointing:
         unet_.enable_gradient_checkpointing()

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -246,6 +247,7 @@ class Run:
         }
         # No paths, no prompts: a patch is given away.
         told["data"] = {key: values["data"][key] for key in ("block", "posterior")}
+        told["objective"]["bank"] = Path(values["objective"]["bank"]).stem
         told["data"]["resolution"] = self.resolution
         told["run"] = {"seed": values["run"]["seed"]}
         told["compute"] = {**values["compute"], "precision": str(self.network.dtype)[6:]}

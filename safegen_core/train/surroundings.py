@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whose Python is this? Training inside a host's own would ask for packages the host pins otherwise.
+"""Whose Python is this? Training in a host's own would ask for packages the host pins otherwise.
 
 `setup-train.sh` and `setup-train.bat` make an environment of SafeGen's own, beside the pack.
 """

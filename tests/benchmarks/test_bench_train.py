@@ -83,6 +83,12 @@ class TestMemory:
         for found in counted.values():
             assert found.needs > found.peak >= max(found.step, found.images, found.texts)
 
+    def test_8_bits_and_recomputation_go_together(self, counted):
+        """A frozen weight must be the same tensor when a block is computed for the second time."""
+        compute = {"at_once": 1, "checkpointing": True, "storage": "fp8"}
+        found = memory.measure(LAB, {"compute": compute, "delta": {"rank": 4}}, resolution=256)
+        assert found.weights < counted["recomputed"].weights
+
     def test_attention_is_as_before(self):
         before = torch.nn.functional.scaled_dot_product_attention
         with memory.fused_attention():

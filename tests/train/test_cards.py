@@ -113,4 +113,4 @@ class TestSentence:
         assert f"{least / GIB:.1f} GB" in told
 
     def test_a_family_nobody_knows(self):
-        assert "no card" in sentence(None, 99 * GIB, "NVIDIA X", "")
+        assert "no card fits" in sentence(None, 99 * GIB, "NVIDIA X", "")

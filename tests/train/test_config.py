@@ -198,7 +198,7 @@ def test_every_key_is_used():
         if file.name not in ("config.py", "config_file.py", "flags.py")
     )
     for group, key in KEYS:
-        assert re.search(rf"\b(?:{group}|settings|schedule)\.{key}\b|\"{key}\"", source), key
+        assert re.search(rf"\b(?:{group}|settings|schedule|shares)\.{key}\b|\"{key}\"", source), key
 
 
 def parse(*argv: str) -> dict:

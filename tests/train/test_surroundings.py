@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host's own Python is known for one, and training there is refused before anything is imported."""
+"""A host's own Python is known for one, and training there is refused, or warned of."""
 
 from __future__ import annotations
 

@@ -95,9 +95,9 @@ def risky() -> Risky:
 
 def test_esd_by_hand(ready, risky):
     answers = Answers(moved=0.5)
-    unsafe, safe = answers.base[[1, 3]], answers.base[[2, 4]]
+    unsafe, empty = answers.base[[1, 3]], answers.base[0]
     found = ready(Esd, push=2.0).unsafe_loss(answers, risky, Draws(0, 0, 2))
-    wanted = (unsafe + 0.5 - (safe - 2 * (unsafe - safe))).square().mean((1, 2, 3))
+    wanted = (unsafe + 0.5 - (empty - 2 * (unsafe - empty))).square().mean((1, 2, 3))
     torch.testing.assert_close(found, wanted)
 
 
@@ -144,8 +144,8 @@ def test_trajectories_is_content_at_the_safe_prediction(ready, risky):
 def test_guided_by_hand(ready, risky):
     answers = Answers()
     objective = ready(Guided, push=3.0)
-    empty, safe = answers.base[0], answers.base[[2, 4]]
-    target = empty + 3 * (safe - empty)
+    unsafe, safe = answers.base[[1, 3]], answers.base[[2, 4]]
+    target = safe + 3 * (safe - unsafe)
     asked = set()
     for first in range(0, 40, 2):
         found = objective.unsafe_loss(answers, risky, Draws(0, first, 2))
@@ -158,7 +158,7 @@ def test_guided_by_hand(ready, risky):
 def test_guided_is_the_guided_prediction_at_every_scale(ready, risky):
     # once both answers are the target, guidance finds nothing to extrapolate
     answers = Answers()
-    target = answers.base[0] + 3 * (answers.base[2] - answers.base[0])
+    target = answers.base[2] + 3 * (answers.base[2] - answers.base[1])
     with torch.no_grad():
         for c in (0, 1):
             answers.delta[c] = target - answers.base[c]

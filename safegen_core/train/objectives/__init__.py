@@ -10,10 +10,20 @@ from __future__ import annotations
 from ...errors import ConfigError
 from .. import config
 from ..noise import NoiseSchedule
+from .esd import Esd
+from .guided import Guided
 from .objective import Batch, Denoiser, Objective
 from .safegen import SafeGen
+from .sdd import Sdd
+from .trajectories import Trajectories
 
-OBJECTIVES: dict[str, type[Objective]] = {"safegen": SafeGen}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "safegen": SafeGen,
+    "guided": Guided,
+    "esd": Esd,
+    "sdd": Sdd,
+    "trajectories": Trajectories,
+}
 
 __all__ = ["OBJECTIVES", "Batch", "Denoiser", "Objective", "build"]
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-r"""ESD: away from what the base predicts for an unsafe phrase, from its safe counterpart on.
+r"""ESD: an unsafe phrase is to predict the opposite of what it does.
 
-    f(z_t, t, c_u) -> f0(z_t, t, c_s) - push (f0(z_t, t, c_u) - f0(z_t, t, c_s))
+    f(z_t, t, c_u) -> f0(z_t, t, 0) - push (f0(z_t, t, c_u) - f0(z_t, t, 0))   0: the empty prompt
 
-Gandikota et al., ICCV 2023, whose origin is the empty prompt instead of the counterpart c_s, and
-whose z_t are the student's own.
+Gandikota et al., ICCV 2023, whose z_t are the student's own samples on their way.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class Esd(Words):
 
     def unsafe_loss(self, denoiser: Denoiser, risky: Risky, draws: Draws) -> torch.Tensor:
         """Distance to the negatively guided prediction."""
-        unsafe, safe = risky.ask(denoiser.teacher, risky.c_unsafe, risky.c_safe)
-        target = safe - self.settings.push * (unsafe - safe)
+        empty, unsafe = risky.ask(denoiser.teacher, risky.c_empty, risky.c_unsafe)
+        target = empty - self.settings.push * (unsafe - empty)
         (predicted,) = risky.ask(denoiser, risky.c_unsafe)
         return squares(predicted, target)

@@ -36,7 +36,7 @@ from .objective import Batch, Denoiser, Loss
 from .safegen import mosaic_weight
 
 _STEPS = 25  # of DDIM, for a latent that is imagined
-_AT_ONCE = 8  # imagined together; a constant, so that a run follows from its configuration alone
+_AT_ONCE = 4  # imagined together; a constant, so that a run follows from its configuration alone
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,16 @@ class Words(ABC):
 
             def imagine(c: torch.Tensor, purpose: str) -> torch.Tensor:
                 seeds = torch.randint(2**31, (len(c),), generator=generator(seed, purpose))
-                done = []
-                for part, s in zip(c.split(_AT_ONCE), seeds.split(_AT_ONCE), strict=True):
-                    noise = starting_noise(s.tolist(), shape, device)
-                    guidance = self.settings.guidance
-                    done.append(
-                        ddim(denoiser.teacher, self.schedule, noise, part, _STEPS, guidance)
-                    )
-                    bar.update(len(part))
-                return torch.cat(done)
+                parts = []
+                for some, their in zip(c.split(_AT_ONCE), seeds.split(_AT_ONCE), strict=True):
+                    z = starting_noise(their.tolist(), shape, device)
+                    scale = self.settings.guidance
+                    parts.append(ddim(denoiser.teacher, self.schedule, z, some, _STEPS, scale))
+                    bar.update(len(some))
+                return torch.cat(parts)
 
             self.z_unsafe = imagine(self.c_unsafe, "imagine unsafe")
-            self.z_kept = imagine(self.c_kept, "imagine kept")
+            self.z_kept = imagine(self.c_kept, "imagine harmless")
 
     def loss(self, denoiser: Denoiser, batch: Batch | None, draws: Draws) -> Loss:
         """L for the pairs of `draws`; see the module's formulas."""
@@ -159,7 +157,7 @@ class Words(ABC):
         late = (steps - 1 - draws.below(max(1, steps // 10))).to(device)
         pure = (draws.uniform() < settings.pure_noise).to(device)
         t, z_t = torch.where(pure, late, t), torch.where(pure[:, None, None, None], eps, z_t)
-        both = max(settings.lambda_p + settings.lambda_empty, 1e-12)
+        both = settings.lambda_p + settings.lambda_empty or 1.0
         empty = (draws.uniform() < settings.lambda_empty / both).to(device)
         c = self.c_kept[i].masked_fill(empty, 0)
         return squares(denoiser(z_t, t, c), denoiser.teacher(z_t, t, c)).mean()
