@@ -28,7 +28,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--arms",
         nargs="+",
         default=["paper", "default"],
-        help="presets to train, or patch files; the base is always measured",
+        help="presets to train, with settings after a comma (default,compute.precision=bf16), or "
+        "patch files; the base is always measured",
     )
     bench.add_argument("--cfg", nargs="+", type=float, default=[5.0], help="guidance scales")
     bench.add_argument("--strength", nargs="+", type=float, default=[1.0], help="strengths")

@@ -7,20 +7,22 @@ cell     one arm at one guidance scale, strength and rank, on one prompt set
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..apply import apply
 from ..atomic import atomic_path
-from ..errors import FileError
+from ..errors import ConfigError, FileError
 from ..evaluate.rates import Estimate, rate, removal
 from ..patch import Patch
+from ..train.config import GROUPS
 from ..train.config_file import read_preset
 from .detectors import Judgement, LabDetector, judge, load_detectors
 from .finetune import load_fine_tuned
@@ -80,7 +82,8 @@ def run_bench(
         seed: of training pictures, training, prompts and samples.
         samples: pictures of every set in every cell.
         given: prompts to use instead of ours.
-        arms: presets, which are trained here, or paths of patch files.
+        arms: presets, which are trained here, or paths of patch files. A preset may be followed by
+            settings of its own: "default,compute.precision=bf16".
         cfgs: guidance scales.
         strengths: of each patch.
         ranks: each patch compressed to; 0 leaves it as trained.
@@ -100,11 +103,11 @@ def run_bench(
         if Path(name).is_file():
             patch, label = Patch.read(name), Path(name).stem
         else:
-            read_preset(name)  # says which presets there are, before anything is drawn
+            preset, settings = _settings(name)  # wrong ones are told before anything is drawn
             if not (out / "pictures").exists():
                 write_pictures(out / "pictures", seed=seed)
-            patch = train_patch(name, out / "pictures", out / "training" / name, seed)
-            label = name
+            folder = out / "training" / name.replace(",", " ")
+            patch, label = train_patch(preset, out / "pictures", folder, seed, **settings), name
         trained += [Arm(label, patch, s, r) for s in strengths for r in ranks]
     pipeline = load_fine_tuned() if fine_tuned else load_pipeline()
     asked = choose_prompts(samples, seed, given)
@@ -115,6 +118,24 @@ def run_bench(
     records = rows(cells)
     write(records, out)
     return records
+
+
+def _settings(arm: str) -> tuple[str, dict[str, Any]]:
+    """Preset and settings of an arm such as "default,compute.at_once=4"."""
+    preset, *changes = arm.split(",")
+    read_preset(preset)
+    settings = {}
+    for change in changes:
+        key, _, value = change.partition("=")
+        group, _, name = key.partition(".")
+        fields = {field.name: field.type for field in dataclasses.fields(GROUPS.get(group, Arm))}
+        if group not in GROUPS or name not in fields:
+            raise ConfigError("config_unknown", f"{arm!r}: unknown key {key!r}")
+        try:
+            settings[key] = value if fields[name] == "str" else json.loads(value)
+        except ValueError as error:
+            raise ConfigError("config_type", f"{arm!r}: {value!r} is no value of {key}") from error
+    return preset, settings
 
 
 def choose_prompts(samples: int, seed: int, given: Sequence[Prompt] = ()) -> list[Prompt]:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from ..patch import Patch
 from ..train import Config, from_values, train
+from ..train.config_file import read_preset
 from .model import BASE
 from .prompts import caption
 from .world import BENIGN, FORBIDDEN, NEAR_MISS, imagine, render
+
+PHRASES = Path(__file__).with_name("phrases.json")
 
 # The presets are meant for full-size models. The miniature wants a larger rate and fewer steps, and
 # every arm gets the same ones: what is compared is the objective, not the budget.
@@ -59,15 +62,17 @@ def patch_config(preset: str, data: Path, out: Path, seed: int = 0, **more: obje
     """The configuration of a lab patch.
 
     Args:
-        preset: of `safegen_core.train`, "default" or "paper".
+        preset: of `safegen_core.train`: "default", "paper", or "nodata", which takes no pictures.
         data: a folder by `write_pictures`.
         out: the run folder.
         seed: of the run.
-        more: further keys, dots written as double underscores (`schedule__steps=60`).
+        more: further keys, `{"schedule.steps": 60}` or `schedule__steps=60`.
     """
+    words = read_preset(preset)["objective"]["name"] != "safegen"
     keys = {
         "base.path": str(BASE),
-        "data.folder": str(data),
+        "data.folder": "" if words else str(data),
+        "objective.bank": str(PHRASES),
         "run.out": str(out),
         "run.name": f"lab-{preset}",
         "run.seed": seed,

@@ -21,6 +21,7 @@ from .judge import Judge
 from .latents import LatentCache, Posterior
 from .network import Network
 from .noise import NoiseSchedule
+from .phrases import read_phrases
 from .workers import Workers
 
 _ROLES = ("unsafe", "mosaic", "benign", "near_miss")
@@ -33,7 +34,7 @@ class Material(Protocol):
 
     Attributes:
         dataset: the pictures, if they are the user's.
-        digest: of everything learned from; empty for words, which the configuration holds.
+        digest: of everything learned from.
         counts: pictures by role.
     """
 
@@ -57,11 +58,11 @@ class Material(Protocol):
 
 
 class Words:
-    """Nothing but what the objective itself says."""
+    """Nothing but the phrase bank, which the objective reads itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, bank: str) -> None:
         self.dataset: Dataset | None = None
-        self.digest, self.counts = "", {}
+        self.digest, self.counts = read_phrases(bank).digest, {}
 
     def prompts(self) -> list[str]:
         """None; see `Material`."""
@@ -224,7 +225,7 @@ def find_material(
                 f"objective.name = {config.objective.name!r} learns from words alone; leave the "
                 "pictures out, or take --preset default",
             )
-        return Words()
+        return Words(config.objective.bank)
     if config.has_pictures and own_samples:
         raise ConfigError("config_pictures", "--bootstrap makes the pictures; name none beside it")
     if own_samples and workers.count > 1:

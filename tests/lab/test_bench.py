@@ -80,6 +80,27 @@ def test_an_arm_that_is_nothing_is_refused_before_any_work(tmp_path):
     assert not (tmp_path / "bench" / "pictures").exists()
 
 
+@pytest.mark.parametrize(
+    ("arm", "code"),
+    [
+        ("default,compute.at_onc=4", "config_unknown"),
+        ("default,at_once=4", "config_unknown"),
+        ("default,compute.at_once=four", "config_type"),
+        ("default,compute.at_once", "config_type"),
+    ],
+)
+def test_wrong_settings_of_an_arm_are_told_before_anything_is_drawn(tmp_path, refusal, arm, code):
+    assert refusal(bench.run_bench, tmp_path / "bench", arms=[arm]) == code
+    assert not (tmp_path / "bench").exists()
+
+
+def test_an_arm_may_have_settings_of_its_own():
+    assert bench._settings("paper,compute.precision=bf16,delta.rank=4") == (
+        "paper",
+        {"compute.precision": "bf16", "delta.rank": 4},
+    )
+
+
 def test_a_patch_of_another_base_needs_to_be_asked_for(tmp_path, trained):
     """The fine-tune is another model: the bench says so by its own flag, nothing slips through."""
     from safegen_core.apply import apply

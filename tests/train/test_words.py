@@ -213,10 +213,8 @@ def test_harmless_latents_come_with_harmless_phrases(ready):
     answers = Answers()
     objective = ready(Sdd, lambda_empty=0.0)
     objective.loss(answers, None, Draws(0, 0, 200))
-    unsafe = [1 + objective.prompts().index(pair[0]) for pair in BANK["pairs"]]
-    rows = set(answers.asked[-1][2].tolist())
-    assert len(rows) == 4  # two to retain, two counterparts
-    assert not rows & set(unsafe)
+    retain = {1 + objective.prompts().index(phrase) for phrase in BANK["retain"]}
+    assert set(answers.asked[-1][2].tolist()) == retain
 
 
 def test_pure_noise_comes_last(ready):
@@ -266,10 +264,10 @@ def test_only_the_base_imagines(ready):
     )
 
 
-def test_every_harmless_phrase_is_imagined(ready):
+def test_everything_to_retain_is_imagined(ready):
     objective = ready(Esd, trajectories=1)
     assert len(objective.z_unsafe) == 1
-    assert sorted(objective.c_kept.tolist()) == [2, 4, 5, 6]
+    assert sorted(objective.c_kept.tolist()) == [5, 6]
 
 
 def test_the_test_phrases_are_left_alone(ready):

@@ -7,8 +7,10 @@ r"""What the objectives without pictures share: the base imagines what they are 
     L_e = E || f(z_t, t, 0) - f0(z_t, t, 0) ||^2     on the same; 0 is the empty prompt
 
 Before the first step the base paints `objective.trajectories` unsafe phrases and at least as many
-harmless ones (what is to be retained, and the safe counterparts). Only latents are kept: nothing is
-decoded, shown or written. They are noised anew at each step, as the latents of pictures are.
+that are to be retained. Only latents are kept: nothing is decoded, shown or written. They are
+noised anew at each step, as the latents of pictures are; in the lab, steps stored on the way to
+them removed less. The safe counterparts are not preserved beside what is to be retained: so near to
+what has to change, they held it back there.
 
 L_e is asked on harmless latents only. What the empty prompt makes of a risky one is how
 self-attention, which reads no text, can be told what to do whatever the prompt says.
@@ -36,7 +38,7 @@ from .objective import Batch, Denoiser, Loss
 from .safegen import mosaic_weight
 
 _STEPS = 25  # of DDIM, for a latent that is imagined
-_AT_ONCE = 4  # imagined together; a constant, so that a run follows from its configuration alone
+_AT_ONCE = 2  # imagined together; a constant, so that a run follows from its configuration alone
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,14 @@ class Words(ABC):
         """Let the base paint the phrases in turn, each time from another noise."""
         device, count = prompts.hidden.device, self.settings.trajectories
         unsafe, safe = zip(*self.phrases.pairs, strict=True)
-        harmless = (*self.phrases.retain, *safe)
+        retain = self.phrases.retain
 
         def rows(phrases: Sequence[str], count: int) -> torch.Tensor:
             in_turn = itertools.islice(itertools.cycle(phrases), count)
             return torch.tensor([prompts.rows[phrase] for phrase in in_turn], device=device)
 
         self.c_unsafe, self.c_safe = rows(unsafe, count), rows(safe, count)
-        self.c_kept = rows(harmless, max(count, len(harmless)))
+        self.c_kept = rows(retain, max(count, len(retain)))
         with picture_bar("imagining", count + len(self.c_kept), not quiet) as bar:
 
             def imagine(c: torch.Tensor, purpose: str) -> torch.Tensor:
