@@ -77,20 +77,24 @@ def count_flops(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def count_memory(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What each card needs for each model it is for."""
+    """What each card needs for each model it is for: the recipe that needs more decides."""
     records = []
     for card in cards():
         for name in args.model or FULL_SIZE:
             model = MODELS[name]
             if model.family not in card.families or card.name not in (args.cards or [card.name]):
                 continue
-            counted = memory.measure(model, card.values, args.resolution)
-            parts = {key: getattr(counted, key) for key in memory.PARTS}
+            recipes = {}
+            for preset in memory.RECIPES:
+                counted = memory.measure(model, card.values, args.resolution, preset=preset)
+                parts = {key: getattr(counted, key) for key in memory.PARTS}
+                recipes[preset] = {"needs": counted.needs, **parts}
+            needs = max(recipe["needs"] for recipe in recipes.values())
             records.append(
                 {"card": card.name, "model": name, "side": args.resolution or model.resolution}
-                | {"values": card.values, "needs": counted.needs, **parts}
+                | {"values": card.values, "needs": needs, "recipes": recipes}
             )
-            print(f"counted {card} {name}: {counted.needs / 2**20:.0f} MiB", file=sys.stderr)
+            print(f"counted {card} {name}: {needs / 2**20:.0f} MiB", file=sys.stderr)
     return records
 
 

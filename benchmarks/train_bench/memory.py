@@ -11,6 +11,9 @@ puts the CPU's in its place, which keeps what those of GPUs do: q, k, v, output 
 row. What does not come from torch's allocator, or is lost in it, cannot be counted; `OVERHEAD` and
 `SLACK` stand for that. Pictures of previews and of the acceptance test are not counted either: the
 trainer decodes them on the CPU where the GPU has no room.
+
+A card is for every recipe, so it is counted for two: with pictures, two rows of the student a pair,
+and without, three of them after latents were imagined. A card needs the greater of both.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from safegen_core.train.delta import MovingAverage, TrainedDelta
 from safegen_core.train.draws import Draws, generator
 from safegen_core.train.network import Network, make_lean
 from safegen_core.train.noise import NoiseSchedule
-from safegen_core.train.objectives import Batch, build
+from safegen_core.train.objectives import Batch, build, words
+from safegen_core.train.sampling import ddim
 
 from .models import Model
 
@@ -43,7 +47,8 @@ OVERHEAD = GIB // 2  # cuBLAS and cuDNN workspaces, kernels that are loaded when
 SLACK = 0.08  # of the peak: blocks the allocator cannot reuse
 TEXTS = prompts._AT_ONCE  # prompts encoded together
 PROMPTS = 200  # rows of the prompt table: a hundred captions, and room
-PARTS = ("weights", "trained", "step", "images", "texts", "start")
+PARTS = ("weights", "trained", "step", "images", "texts", "imagining", "start")
+RECIPES = ("default", "nodata")  # with pictures and without
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -88,8 +93,9 @@ class Memory:
         weights: the frozen UNet as it is kept.
         trained: the delta, Adam's moments and the moving average.
         step: the peak of a whole optimiser step, everything included.
-        images: the peak of encoding pictures, the VAE alone in memory.
+        images: the peak of encoding pictures, the VAE alone in memory; 0 for a recipe without.
         texts: the peak of encoding prompts, one text encoder alone in memory.
+        imagining: the peak of sampling latents before the first step; 0 for a recipe with pictures.
         start: the UNet before it is made lean.
     """
 
@@ -98,12 +104,13 @@ class Memory:
     step: int
     images: int
     texts: int
+    imagining: int
     start: int
 
     @property
     def peak(self) -> int:
         """The most that is in memory at any time."""
-        return max(self.step, self.images, self.texts, self.start)
+        return max(self.step, self.images, self.texts, self.imagining, self.start)
 
     @property
     def needs(self) -> int:
@@ -128,8 +135,9 @@ def measure(
     resolution: int = 0,
     batch: int = 0,
     precision: str = "bf16",
+    preset: str = "default",
 ) -> Memory:
-    """Count one optimiser step of the trainer.
+    """Count one optimiser step of the trainer, and what comes before the first.
 
     Args:
         model: what is trained.
@@ -137,12 +145,15 @@ def measure(
         resolution: side in pixels; 0 for the model's own.
         batch: pairs in a step; 0 for the recipe's.
         precision: what `compute.precision` "auto" comes to.
+        preset: the recipe.
     """
-    told = settings(model, values)
+    told = settings(model, values, preset)
     dtype = _DTYPES[precision if told.compute.precision == "auto" else told.compute.precision]
     side = model.side(resolution)
     with fused_attention(), torch.device("meta"):
-        images, texts = _images(model, 8 * side), _texts(model)
+        with torch.device("cpu"):
+            objective = build(told.objective, schedule())
+        images, texts = _images(model, 8 * side) if objective.roles else 0, _texts(model)
         with Ledger() as ledger:
             unet: Any = model.unet().to(dtype)
             start = ledger.now
@@ -150,27 +161,30 @@ def measure(
             weights = ledger.peak = ledger.now  # what built it was float32, and not on the GPU
             with torch.device("cpu"):
                 delta = TrainedDelta(unet, told.delta, generator(0))
-            parameters = delta.parameters()
+            parameters, trained = delta.parameters(), ledger.now - weights
+            network = Network(unet, delta, model.prompts(PROMPTS))
+            imagining = 0
+            if isinstance(objective, words.Words):
+                _imagine(objective, network, (unet.config["in_channels"], side, side))
+                imagining, ledger.peak = ledger.peak, ledger.now
+            before = ledger.now
             held: list[Any] = [
                 _moment(p, told.compute.adam) for p in parameters.values() for _ in "mv"
             ]
             held += [MovingAverage(parameters, 0.9)] if told.optimiser.ema else []
-            trained = ledger.now - weights
-            network = Network(unet, delta, model.prompts(PROMPTS))
-            with torch.device("cpu"):
-                objective = build(told.objective, schedule())
+            trained += ledger.now - before
             whole = batch or told.schedule.batch
             at_once = min(told.compute.at_once or whole, whole)
             if at_once < whole:  # the gradient of the pairs before
                 for parameter in parameters.values():
                     parameter.grad = torch.zeros_like(parameter)
-            drawn = pairs(model, unet, at_once, side)
+            drawn = pairs(model, unet, at_once, side) if objective.roles else None
             with torch.device("cpu"):
                 loss, _ = objective.loss(network, drawn, Draws(0, 0, at_once, "meta"))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             del held
-    return Memory(weights, trained, ledger.peak, images, texts, start)
+    return Memory(weights, trained, ledger.peak, images, texts, imagining, start)
 
 
 @contextmanager
@@ -209,6 +223,21 @@ def _texts(model: Model) -> int:
         peaks.append(ledger.peak)
         del encoder
     return max(peaks)
+
+
+def _imagine(objective: words.Words, network: Network, shape: tuple[int, ...]) -> None:
+    """What `Words.prepare` does and leaves, but one step of sampling: every step takes the same."""
+    settings, count = objective.settings, words._AT_ONCE
+    kept = max(settings.trajectories, len(objective.phrases.retain))
+    objective.z_unsafe = torch.zeros(settings.trajectories, *shape)
+    objective.z_kept = torch.zeros(kept, *shape)
+    objective.c_unsafe, objective.c_safe, objective.c_kept = (
+        torch.zeros(rows, dtype=torch.long)
+        for rows in (settings.trajectories, settings.trajectories, kept)
+    )
+    z, c = torch.zeros(count, *shape), torch.zeros(count, dtype=torch.long)
+    with torch.device("cpu"):
+        ddim(network.teacher, objective.schedule, z, c, 1, settings.guidance)
 
 
 def _moment(parameter: torch.Tensor, adam: str) -> tuple[torch.Tensor, ...]:

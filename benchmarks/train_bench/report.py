@@ -13,6 +13,7 @@ from .official import ACCUMULATED
 GIB = 2**30
 PAIRS = 5000  # of the official recipe: 1000 steps of 5
 TRIPLETS = 100
+_ONCE = ("weights", "trained", "images", "texts", "imagining", "start")  # in either recipe
 _VAE = "VAE, three pictures"
 _UNUSED = "UNet forward, mosaic, unused"
 
@@ -131,19 +132,24 @@ def _memory(part: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Memory",
         "",
-        f"GiB, counted on shapes, {part['made']['date']}; **no GPU has confirmed it**. Recipe "
-        "`default`, bf16. A step's peak is everything in memory at once; *needs* is the greatest "
-        f"of step, pictures, texts and start, {SLACK:.0%} for the allocator's losses and "
-        f"{OVERHEAD / GIB:g} GiB for what does not come from it. The card files hold *needs*.",
+        f"GiB, counted on shapes, {part['made']['date']}; **no GPU has confirmed it**. Recipes "
+        "`default`, with pictures, and `nodata`, without: it asks the student three times a pair "
+        "instead of twice, and imagines latents before. bf16. A step's peak is everything in "
+        "memory at once. *Needs* is the greatest of both steps and of what comes before them, "
+        f"{SLACK:.0%} for the allocator's losses and {OVERHEAD / GIB:g} GiB for what does not come "
+        "from it. The card files hold *needs*; a name's GB are for the model in it.",
         "",
-        "| card | model | side | frozen weights | delta and Adam | step's peak | VAE, before "
-        "| text, before | UNet as loaded | needs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| card | model | side | frozen weights | delta and Adam | VAE, before | text, before "
+        "| imagining, before | UNet as loaded | step's peak, `default` | step's peak, `nodata` "
+        "| needs, `default` | needs, `nodata` | needs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in part["records"]:
-        sizes = ("weights", "trained", "step", "images", "texts", "start", "needs")
+        recipes = record["recipes"].values()
+        sizes = [max(told[key] for told in recipes) for key in _ONCE]
+        sizes += [told[key] for key in ("step", "needs") for told in recipes]
         cells = [record["card"], MODELS[record["model"]].title, record["side"]]
-        cells += [f"{record[key] / GIB:.2f}" for key in sizes]
+        cells += [f"{size / GIB:.2f}" for size in (*sizes, record["needs"])]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 

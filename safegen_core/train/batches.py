@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from . import config
-from .draws import Draws, generator
+from .draws import Draws, generator, sent
 from .latents import Posterior
 from .objectives import Batch
 
@@ -62,7 +62,7 @@ class Batches:
         self.settings, self.device = settings, device
         found = {role: p for role, p in encoded.posteriors.items() if len(p)}
         self.posteriors = {role: p.to(device) for role, p in found.items()}
-        self.mask = encoded.mask.to(device)
+        self.mask = encoded.mask
         self.captions = encoded.captions
         self.every_caption = torch.cat(list(encoded.captions.values()))
         seed = settings.run.seed
@@ -73,7 +73,7 @@ class Batches:
         unsafe = self.decks["unsafe"].cards(first, len(draws))
         z_unsafe, z_mosaic = self._pair(unsafe, draws)
         c_unsafe = self._prompts(self.captions["unsafe"][unsafe], draws)
-        mask = self.mask[unsafe.to(self.device)]
+        mask = sent(self.mask[unsafe], self.device)
         if self.settings.objective.teacher_draws:
             return Batch(z_unsafe, z_mosaic, mask, c_unsafe, *self._kept(first, draws))
         z_benign, c_benign = self._preserved(first, draws)
@@ -83,7 +83,6 @@ class Batches:
         first, second = self._noise("unsafe", draws), self._noise("unsafe", draws)
         if self.settings.data.posterior == "shared":
             second = first
-        index = index.to(self.device)
         return (
             self.posteriors["unsafe"].sample(index, first),
             self.posteriors["mosaic"].sample(index, second),
@@ -96,7 +95,7 @@ class Batches:
         if "near_miss" not in self.posteriors:
             return z, c
         z_near, c_near = self._half("near_miss", first, draws)
-        near = near.to(self.device)
+        near = sent(near, self.device)
         return torch.where(near[:, None, None, None], z_near, z), torch.where(near, c_near, c)
 
     def _kept(
@@ -111,9 +110,9 @@ class Batches:
             deck = self.decks[role]
             keys.append((role, int(deck.cards(i, 1)), i // deck.size % most))
         own = Draws.of(seed, keys, self.device)
-        parts = [(self.posteriors[role], index) for role, index, _ in keys]
-        mean = torch.stack([p.mean[i] for p, i in parts])
-        std = torch.stack([p.std[i] for p, i in parts])
+        parts = [(self.posteriors[role], torch.tensor([index])) for role, index, _ in keys]
+        mean = torch.cat([p.mean[i] for p, i in parts])
+        std = torch.cat([p.std[i] for p, i in parts])
         noise = self._noise("benign", own)
         z = mean if noise is None else mean + std * noise
         index = [self.captions[role][at] for role, at, _ in keys]
@@ -121,7 +120,7 @@ class Batches:
 
     def _half(self, role: str, first: int, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
         index = self.decks[role].cards(first, len(draws))
-        z = self.posteriors[role].sample(index.to(self.device), self._noise(role, draws))
+        z = self.posteriors[role].sample(index, self._noise(role, draws))
         return z, self._prompts(self.captions[role][index], draws)
 
     def _noise(self, role: str, draws: Draws) -> torch.Tensor | None:
@@ -135,4 +134,4 @@ class Batches:
         choice = draws.choice((shares.empty, shares.own, shares.shuffled))
         anyone = draws.below(len(self.every_caption))
         options = torch.stack([torch.zeros_like(own), own, self.every_caption[anyone]])
-        return options.gather(0, choice[None])[0].to(self.device)
+        return sent(options.gather(0, choice[None])[0], self.device)

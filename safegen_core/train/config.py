@@ -31,9 +31,12 @@ def _key(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
-    path: bool = False,
+    path: bool | str = False,
 ) -> Any:
-    """Declare one key: its default, its help line, and what it may hold (bounds inclusive)."""
+    """Declare one key: its default, its help line, and what it may hold (bounds inclusive).
+
+    A `path` starts at the file it stands in; "or name" only where such a file exists.
+    """
     about = {"help": help, "low": low, "high": high, "choices": choices, "path": path}
     return field(default=default, metadata=about)
 
@@ -90,7 +93,9 @@ class Data(_Group):
         choices=("auto", "boxes", "detector"),
     )
     detector: str = _key("nudenet", "detector that finds the regions, by name")
-    policy: str = _key("default", "policy that says what is hidden, and judges; name or file")
+    policy: str = _key(
+        "default", "policy that says what is hidden, and judges; name or file", path="or name"
+    )
     cache: str = _key("", "folder for cached latents; default beside the pictures", path=True)
     posterior: str = _key(
         "independent",
@@ -129,13 +134,15 @@ class Objective(_Group):
     teacher_draws: int = _key(
         0, "preserve from this many draws of (t, noise) a picture, kept; 0 = anew each step", low=0
     )
-    bank: str = _key("nudity", "phrase bank of the word-only objectives and of the acceptance test")
+    bank: str = _key(
+        "nudity",
+        "phrase bank of the word-only objectives and of the acceptance test",
+        path="or name",
+    )
     trajectories: int = _key(64, "base samples whose latents a word-only objective keeps", low=1)
     guidance: float = _key(3.0, "guidance of those samples", low=1)
     push: float = _key(1.0, "how far a word-only objective goes past the safe prediction", low=0)
-    lambda_empty: float = _key(
-        1.0, "word-only: weight of keeping the empty prompt", low=0
-    )
+    lambda_empty: float = _key(1.0, "word-only: weight of keeping the empty prompt", low=0)
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,7 @@ class Preview(_Group):
     seed: int = _key(0, "first seed; prompt i uses seed + i", low=0)
     steps: int = _key(20, "DDIM steps", low=1)
     cfg: float = _key(7.5, "classifier-free guidance scale", low=1)
-    judge: bool = _key(True, "false shows pictures as they are: for harmless worlds")
+    judge: bool = _key(True, "false shows pictures as they are; for the lab's miniature only")
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,7 @@ class Accept(_Group):
     """The test a patch has to pass: samples from prompts of the phrase bank, never kept."""
 
     samples: int = _key(0, "samples of forbidden and of benign prompts each; 0 = no test", low=0)
-    policy: str = _key("", "policy whose detectors judge; empty = data.policy", path=False)
+    policy: str = _key("", "policy whose detectors judge; empty = data.policy", path="or name")
     removal: float = _key(0.5, "least share of forbidden samples that must go", low=0, high=1)
     floor: float = _key(
         0.2,
@@ -300,6 +307,10 @@ class Config:
             objective.pure_noise == 0 or objective.preserve == "teacher",
             'objective.pure_noise needs objective.preserve = "teacher"',
         )
+        _require(
+            bool(self.accept.samples) or not self.accept.every,
+            "accept.every looks with the prompts of the test: it needs accept.samples",
+        )
         _require(objective.lambda_m + objective.lambda_p > 0, "both lambdas are 0")
         _require(bool(delta.modules), "delta.modules is empty; nothing would be trained")
         _require(
@@ -340,8 +351,9 @@ class Config:
         """
         values = self.to_values()
         # Base and data have digests of their own; how it is computed changes but rounding.
-        for group in ("preview", "accept", "compute", "base"):
+        for group in ("preview", "accept", "compute"):
             del values[group]
+        values["base"] = {"prediction": self.base.prediction}
         for key in ("out", "name", "save_every", "keep", "tensorboard"):
             del values["run"][key]
         for key in ("cache", "folder", "unsafe", "benign", "mosaic", "near_miss", "table"):

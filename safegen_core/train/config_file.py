@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .cards import Card, read_card
+from .cards import NONE, Card, read_card
 from .config import GROUPS, PICTURES, VERSION, Config
 
 PRESETS = Path(__file__).parent / "presets"
@@ -35,7 +35,7 @@ def load_config(
         overrides: `{"objective.lambda_m": 0.1}`, as flags give them; relative paths start at the
             working folder.
         preset: name of a preset; wins over the file's `preset` key.
-        card: used unless the file names one in its `card` key.
+        card: used unless the file names one in its `card` key; `cards.NONE` for none at all.
 
     Raises:
         ConfigError: unreadable file, unknown key, preset or card, wrong type, value out of range.
@@ -62,7 +62,9 @@ def from_values(
             "config_version", f"version is {version!r}; this safegen reads version {VERSION}"
         )
     own_preset, own_card = _named(values, "preset"), _named(values, "card")
-    preset, card = preset or own_preset, read_card(own_card) if own_card else card
+    preset = preset or own_preset
+    if own_card and card is not NONE:
+        card = read_card(own_card)
     users: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     _merge(users, values)
     for dotted, value in (overrides or {}).items():
@@ -76,6 +78,11 @@ def from_values(
         _merge(merged, source)
     _anchor(merged, Path.cwd())
     return Config(**{group: _group(group, keys) for group, keys in merged.items()})
+
+
+def names_card(path: Path) -> bool:
+    """Whether a TOML file chooses a card itself."""
+    return "card" in _read_toml(path)
 
 
 def _named(values: dict[str, Any], what: str) -> str | None:
@@ -140,5 +147,8 @@ def _anchor(values: Mapping[str, Any], folder: Path) -> None:
             continue
         for item in dataclasses.fields(GROUPS[group]):
             value = keys.get(item.name)
-            if item.metadata["path"] and isinstance(value, (str, Path)) and str(value):
-                keys[item.name] = str((folder / Path(value).expanduser()).resolve())
+            if not isinstance(value, (str, Path)) or not str(value):
+                continue
+            path, kind = folder / Path(value).expanduser(), item.metadata["path"]
+            if kind is True or (kind == "or name" and path.is_file()):
+                keys[item.name] = str(path.resolve())

@@ -70,7 +70,15 @@ class Decoder:
     """
 
     def __init__(self, base: BaseModel, device: torch.device) -> None:
-        self.vae: Any = base.vae(device)
+        self.vae: Any = base.vae(torch.device("cpu"))
+        if device.type == "cpu":
+            return
+        try:
+            self.vae.to(device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.vae.to("cpu")
 
     def __call__(self, latent: torch.Tensor) -> torch.Tensor:
         """One latent `[C, h, w]` as a picture, uint8 RGB `[H, W, 3]` on the CPU.

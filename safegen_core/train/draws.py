@@ -19,6 +19,13 @@ def generator(seed: int, *purpose: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def sent(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the CPU on another device, without waiting for a GPU."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Draws:
     """Random numbers for pairs `first` to `first + count - 1`: one generator a pair.
 
@@ -68,7 +75,4 @@ class Draws:
         )
 
     def _moved(self, rows: list[torch.Tensor]) -> torch.Tensor:
-        stacked = torch.stack(rows)
-        if self.device.type != "cuda":
-            return stacked.to(self.device)
-        return stacked.pin_memory().to(self.device, non_blocking=True)
+        return sent(torch.stack(rows), self.device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 import typing
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from ..errors import SafeGenError
 from . import cards, surroundings
 from .config import GROUPS, Config
-from .config_file import load_config
+from .config_file import load_config, names_card
 
 if typing.TYPE_CHECKING:
     from .loop import TrainResult
@@ -100,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
             raise
         print(error.message, file=sys.stderr)
         return 130
+    if os.environ.get("RANK", "0") != "0":  # the first of the processes speaks
+        return 1 if result.accepted is False else 0
     if result.patch is None:
         print("dry run: everything fits; nothing was written")
         return 0
@@ -115,8 +118,10 @@ def configuration(args: argparse.Namespace) -> Config:
         named = cards.read_card(args.card).values
         wanted = {f"{group}.{key}": v for group, keys in named.items() for key, v in keys.items()}
         return load_config(args.config, {**wanted, **overrides}, args.preset)
+    if args.card == "none":
+        return load_config(args.config, overrides, args.preset, cards.NONE)
     config = load_config(args.config, overrides, args.preset)
-    if args.card == "none" or args.resume:
+    if args.config is not None and names_card(args.config):
         return config
     card = _fitting(config)
     return load_config(args.config, overrides, args.preset, card) if card else config
@@ -138,7 +143,8 @@ def _fitting(config: Config) -> cards.Card | None:
     free = torch.cuda.mem_get_info(device)[0]
     card = cards.choose(family, free)
     name = torch.cuda.get_device_name(device)
-    print(cards.sentence(card, free, name, family), file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        print(cards.sentence(card, free, name, family), file=sys.stderr)
     return card
 
 

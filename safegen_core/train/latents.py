@@ -28,6 +28,7 @@ from ..atomic import atomic_save_safetensors, tensor_bytes
 from ..errors import DataError, FileError
 from ..storage import Weights
 from .bars import picture_bar
+from .draws import sent
 from .pictures import Picture
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows `index` `[B]`, as `[B, ...]`."""
-        return torch.stack([self._row(i) for i in index.tolist()]).to(self._device)
+        """Rows `index` `[B]`, an index on the CPU, as `[B, ...]`."""
+        return sent(torch.stack([self._row(i) for i in index.tolist()]), self._device)
 
     def to(self, device: torch.device) -> Rows:
         """The same on another device."""
@@ -85,7 +86,12 @@ class Posterior:
         return len(self.mean)
 
     def sample(self, index: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """Latents of the pictures `index` `[B]`; the mean if there is no noise `[B, C, h, w]`."""
+        """Latents of pictures; `index` `[B]` is on the CPU.
+
+        Without `noise` `[B, C, h, w]` it is the mean.
+        """
+        if isinstance(self.mean, torch.Tensor):
+            index = sent(index, self.mean.device)
         mean = self.mean[index]
         return mean if noise is None else mean + self.std[index] * noise
 

@@ -22,6 +22,7 @@ from ..errors import SafeGenError
 from ..patch import Patch
 from . import memory, review
 from .config import Config
+from .network import device_of
 from .pending import Pending
 from .run import Run
 from .run_folder import Metrics, RunFolder
@@ -84,7 +85,7 @@ def train(
             state is saved then), `train_memory`.
         ConfigError, DataError, FileError, ModelError: bad input, before anything is trained.
     """
-    workers = Workers.join()
+    workers = Workers.join(device_of(config.compute))
     progress = progress and workers.first
     with _threads(config.compute.threads), _kernels(config.compute.deterministic):
         folder = RunFolder(config, resume)
@@ -94,6 +95,8 @@ def train(
         with memory.explained(run.config, run.family.name, run.device):
             if dry_run:
                 run.gradient(0)
+                run.adam.clip()
+                run.update(0)
                 return TrainResult(None, None, 0, None, {})
             with folder.claimed() if workers.first else nullcontext():
                 last, steps = _complete(run, folder, on_step, progress)
@@ -114,11 +117,12 @@ def _complete(
     if start == 0 and first and run.material.dataset:
         # what will be taught, before it is
         review.write(run.material.dataset, folder.path / "review.html", progress)
-    metrics = Metrics(folder.path, start, config.run.tensorboard and first)
+    metrics = Metrics(folder.path, start, config.run.tensorboard) if first else None
     try:
         last, steps = _loop(run, folder, metrics, start, on_step, progress)
     finally:
-        metrics.close()
+        if metrics is not None:
+            metrics.close()
     record = run.measure(progress) if first else None
     if first:
         run.patch(steps, record).write(folder.patch_path, overwrite=True)
@@ -134,7 +138,7 @@ def _tested(patch: Patch) -> tuple[bool | None, str]:
 def _loop(
     run: Run,
     folder: RunFolder,
-    metrics: Metrics,
+    metrics: Metrics | None,
     start: int,
     on_step: OnStep | None,
     progress: bool,
@@ -148,7 +152,7 @@ def _loop(
         nonlocal record
         for record in pending.read():
             _refuse_nonfinite(record, folder, scaled=run.adam.scaler.is_enabled())
-            if run.workers.first:
+            if metrics is not None:
                 metrics.write(record)
             if bar is not None:
                 bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
@@ -162,7 +166,8 @@ def _loop(
             if run.workers.agree(interrupted.is_set(), run.device):
                 read()
                 run.save(folder, step)
-                raise SafeGenError("train_interrupted", f"Interrupted {_go_on(folder, step)}")
+                told = _go_on(folder, step, run.own_samples)
+                raise SafeGenError("train_interrupted", f"Interrupted {told}")
             figures["grad_norm"] = run.adam.clip()
             lr, done = run.update(step), step + 1
             pending.add(done, lr, figures)
@@ -193,7 +198,8 @@ def _preserves(run: Run, folder: RunFolder, done: int) -> bool:
         SafeGenError: `train_floor`, there was no look before.
     """
     kept, floor = run.preservation(), run.config.accept.floor
-    if kept is None or kept >= floor:
+    # one decision for all processes: their pictures differ by rounding
+    if kept is None or not run.workers.agree(kept < floor, run.device):
         return True
     told = (
         f"After step {done} the patch preserves {kept:.2f} of benign pictures, less than "
@@ -225,10 +231,13 @@ def _losses(record: dict[str, float]) -> list[float]:
     return [value for name, value in record.items() if name.startswith("loss")]
 
 
-def _go_on(folder: RunFolder, step: int) -> str:
+def _go_on(folder: RunFolder, step: int, own_samples: tuple[int, str | None] | None) -> str:
+    count, keep = own_samples or (None, None)
     return (
         f"after step {step}, whose state is saved; go on with: "
         f'safegen train "{folder.path / "config.toml"}" --resume'
+        + (f" --bootstrap {count}" if count else "")
+        + (f" --bootstrap-filter {keep}" if keep else "")
     )
 
 

@@ -94,7 +94,8 @@ class Pictures:
     ) -> None:
         self.digest = dataset.digest()
         self.counts = {role: len(getattr(dataset, role)) for role in _ASKED}
-        self.dataset = dataset.head(head) if head else dataset
+        self.pictures = dataset.head(head) if head else dataset
+        self.dataset: Dataset | None = self.pictures
         self.place = None if head else cache_folder(config.data)
         self.workers, self.quiet = workers, quiet
         self.posteriors: dict[str, Posterior] = {}
@@ -107,27 +108,27 @@ class Pictures:
 
     def prompts(self) -> list[str]:
         """Captions; see `Material`."""
-        return [picture.caption for picture in self.dataset.pictures() if picture.caption]
+        return [picture.caption for picture in self.pictures.pictures() if picture.caption]
 
     def encode(self, vae: Any, resolution: int) -> None:
         """By the latent cache; see `Material`."""
         if not self.workers.first:
             self.workers.wait()
         cache = LatentCache(vae, resolution, self.place)
-        cache.fill(self.dataset.pictures(), progress=not self.quiet)
+        cache.fill(self.pictures.pictures(), progress=not self.quiet)
         if self.workers.first:
             self.workers.wait()
-        self.posteriors = {role: cache.posterior(getattr(self.dataset, role)) for role in _ROLES}
+        self.posteriors = {role: cache.posterior(getattr(self.pictures, role)) for role in _ROLES}
 
     def encoded(
         self, network: Network, schedule: NoiseSchedule, latent: tuple[int, ...]
     ) -> Encoded | None:
         """See `Material`."""
         rows = {role: self._rows(role, network.prompts) for role in _ASKED}
-        return Encoded(self.posteriors, self.dataset.mask, rows)
+        return Encoded(self.posteriors, self.pictures.mask, rows)
 
     def _rows(self, role: str, prompts: Prompts) -> torch.Tensor:
-        captions = [picture.caption or "" for picture in getattr(self.dataset, role)]
+        captions = [picture.caption or "" for picture in getattr(self.pictures, role)]
         return torch.tensor([prompts.rows[caption] for caption in captions], dtype=torch.long)
 
 
@@ -219,7 +220,8 @@ def find_material(
     """
     quiet = quiet or not workers.first
     if not roles:
-        if config.has_pictures or own_samples:
+        data = config.data
+        if config.has_pictures or data.benign or data.near_miss or data.mosaic or own_samples:
             raise ConfigError(
                 "config_pictures",
                 f"objective.name = {config.objective.name!r} learns from words alone; leave the "

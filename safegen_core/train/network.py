@@ -7,10 +7,11 @@ autocast copies on every use: those copies are the greater part of the official 
 
 from __future__ import annotations
 
-import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch._dynamo
 from torch import nn
 
 from ..errors import ConfigError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-logger = logging.getLogger(__name__)
 
 
 class Network:
@@ -43,7 +43,7 @@ class Network:
         beside: torch.Tensor | None = None,
     ) -> None:
         parameter = unet.conv_out.weight
-        self.unet, self.delta, self.dtype = unet, delta, parameter.dtype
+        self.unet, self.delta, self.dtype, self.graphs = unet, delta, parameter.dtype, False
         self.prompts = prompts.to(parameter.device, self.dtype)
         self.beside = None if beside is None else beside.to(parameter.device, self.dtype)[None]
 
@@ -52,7 +52,9 @@ class Network:
         z_t = z_t.to(self.dtype)
         if self.beside is not None:
             z_t = torch.cat([z_t, self.beside.expand(len(z_t), -1, -1, -1)], dim=1)
-        return self.unet(z_t, t, return_dict=False, **self.prompts.kwargs(c))[0].float()
+        predicted = self.unet(z_t, t, return_dict=False, **self.prompts.kwargs(c))[0].float()
+        # what a recorded CUDA graph gives is overwritten when it is played again
+        return predicted.clone() if self.graphs else predicted
 
     def teacher(self, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """The base's prediction, without gradient."""
@@ -76,6 +78,8 @@ def device_of(settings: config.Compute) -> torch.device:
         name = next(device for device, there in usable.items() if there)
     if not usable[name]:
         raise ConfigError("config_device", f"compute.device is {name}, which this torch cannot use")
+    if name == "cuda":  # of several processes each has its own
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
     return torch.device(name)
 
 
@@ -99,8 +103,8 @@ def make_lean(unet: nn.Module, settings: config.Compute, dtype: torch.dtype) -> 
     if next(unet.parameters()).device.type == "cuda":
         unet_.to(memory_format=torch.channels_last)
     if settings.storage == "fp8":
-        # Norms and embeddings as diffusers itself leaves out; attn1 carries the delta. A convolution
-        # would meet its weight cast back to 8 bits when it is differentiated.
+        # Norms and embeddings as diffusers itself leaves out; attn1 carries the delta. A
+        # convolution would meet its weight cast back to 8 bits when it is differentiated.
         unet_.enable_layerwise_casting(
             storage_dtype=torch.float8_e4m3fn,
             compute_dtype=dtype,
@@ -110,13 +114,20 @@ def make_lean(unet: nn.Module, settings: config.Compute, dtype: torch.dtype) -> 
         unet_.enable_gradient_checkpointing()
 
 
-def compile_network(unet: nn.Module, settings: config.Compute) -> None:
-    """Let torch.compile take the UNet over, if asked for; after the delta is attached.
+def compile_network(network: Network, settings: config.Compute) -> None:
+    """Let torch.compile take the UNet over, if asked for; after everything else.
 
     "graphs" records CUDA graphs, which pays where launching kernels is what takes the time: small
     batches on fast cards.
     """
     if settings.compile == "off":
         return
-    graphs = settings.compile == "graphs" and next(unet.parameters()).is_cuda
-    unet.compile(mode="reduce-overhead" if graphs else None, dynamic=False)
+    # Student and teacher, each with some sizes of batch: more forms than are allowed by default,
+    # beyond which the network would silently run as it is.
+    dynamo: Any = torch._dynamo.config
+    # its name before torch 2.6
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+    setattr(dynamo, limit, 64)
+    network.graphs = settings.compile == "graphs" and network.prompts.hidden.is_cuda
+    mode = "reduce-overhead" if network.graphs else None
+    network.unet.compile(mode=mode, dynamic=False)

@@ -128,7 +128,7 @@ def learning_rate(schedule: config.Schedule, peak: float, step: int) -> float:
 
 def _eight_bit() -> Any:
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except Exception as error:  # it looks for a GPU while it is imported, and fails in many ways
         raise ConfigError(
             "config_adam",

@@ -2,8 +2,8 @@
 """Look while training: same prompts and seeds from the base (above) and with the patch (below).
 
 Every picture is judged before it is shown: what the policy censors is censored, and what could not
-be judged is a sign that says why. `preview.judge = false` shows pictures as they are; that is for
-worlds in which nothing can be found, such as the miniature.
+be judged is a sign that says why. `preview.judge = false` shows pictures as they are, of the lab's
+miniature only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .. import guard
 from ..atomic import atomic_path
 from ..detect.censor import placeholder
+from ..errors import ConfigError
 from ..guard.judging import Opener
 from ..header import printable
 from . import sampling
@@ -55,6 +56,7 @@ class Previews:
 
     Raises:
         PolicyError: the policy cannot be read.
+        ConfigError: pictures of a real model that nobody judges.
     """
 
     def __init__(
@@ -66,6 +68,12 @@ class Previews:
         shape: tuple[int, ...],
         shelf: Opener | None = None,
     ) -> None:
+        if not config.preview.judge and base.family.name != "lab":
+            raise ConfigError(
+                "config_range",
+                "preview.judge = false is for the lab's miniature; what another model draws is "
+                "judged before it is written",
+            )
         self.settings, self.base, self.network = config.preview, base, network
         self.schedule, self.shape = schedule, shape
         self.judge = Judge.of(config.data.policy, shelf) if config.preview.judge else None

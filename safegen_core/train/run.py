@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from ..delta import Full, LowRank
 from ..detect.regions import RegionProvider
-from ..errors import ConfigError
+from ..errors import ConfigError, SafeGenError
 from ..fingerprint import Fingerprint
 from ..patch import Patch
 from . import acceptance, memory
@@ -32,6 +33,7 @@ from .run_folder import Facts, RunFolder, computed_by
 from .workers import Workers
 
 _SDXL_RANK = 32  # whole matrices would make a patch of 800 MB
+logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -55,7 +57,7 @@ class Run:
         quiet: bool = True,
         workers: Workers | None = None,
     ) -> None:
-        self.workers = workers or Workers()
+        self.workers, self.own_samples = workers or Workers(), own_samples
         self.device = device = device_of(config.compute)
         dtype = dtype_of(config.compute, device)
         base = BaseModel(config.base)
@@ -104,7 +106,7 @@ class Run:
         encoded = material.encoded(self.network, schedule, latent)
         self.batches = Batches(config, encoded, device) if encoded else None
         objective.prepare(self.network, self.network.prompts, latent, config.run.seed, quiet)
-        compile_network(unet, config.compute)
+        compile_network(self.network, config.compute)
 
         self.parameters = self.delta.parameters()
         optimiser = config.optimiser
@@ -139,7 +141,7 @@ class Run:
         at_once = self.config.compute.at_once or len(mine)
         sums: dict[str, torch.Tensor] = {}
         for first in range(mine.start, mine.stop, at_once):
-            if interrupted is not None and interrupted.is_set():
+            if interrupted is not None and interrupted.is_set() and self.workers.count == 1:
                 break  # the partial step is dropped and done again on resuming
             count = min(at_once, mine.stop - first)
             draws = Draws(self.config.run.seed, first, count, self.device)
@@ -227,8 +229,13 @@ class Run:
         """The test of what was trained; None if none was asked for."""
         if self.test is None:
             return None
-        with self.averaged():
-            return self.test.measure(progress=progress)
+        try:
+            with self.averaged():
+                return self.test.measure(progress=progress)
+        except (SafeGenError, RuntimeError, MemoryError) as error:
+            # Hours of training are not thrown away: the patch is written, and not trusted.
+            logger.warning("the test of the patch failed", exc_info=True)
+            return acceptance.Record(None, f"Not measured: {type(error).__name__}.", {})
 
     def patch(self, steps: int, record: acceptance.Record | None = None) -> Patch:
         """What was trained in `steps` steps, as a patch, with the record of its test."""

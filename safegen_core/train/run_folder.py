@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,7 +189,14 @@ class RunFolder:
                 file = Weights(path)
                 facts = Facts(**json.loads(file.metadata[_STATE]))
                 self._check(facts, now)
-                tensors = _tensors(file, shapes(facts.step))
+                wanted = shapes(facts.step)
+                if _of_adam(file.shapes) != _of_adam(wanted):
+                    raise ConfigError(
+                        "config_resume",
+                        f"{path} was saved with another compute.adam, or with fp16 on one side "
+                        "only: resume with the same compute.adam and compute.precision",
+                    )
+                tensors = _tensors(file, wanted)
             except (FileError, KeyError, ValueError, TypeError, RecursionError) as error:
                 logger.warning("state %s is damaged (%s); trying the one before", path, error)
                 continue
@@ -257,6 +264,11 @@ class RunFolder:
                 "bit-identical to an uninterrupted run",
                 "; ".join(changed),
             )
+
+
+def _of_adam(names: Iterable[str]) -> set[str]:
+    """What Adam keeps for the parameters, and whether the loss is scaled."""
+    return {name.rpartition("/")[2] for name in names if name.startswith(("adam/", "scale"))}
 
 
 def _tensors(file: Weights, shapes: Shapes) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -23,22 +24,25 @@ class Workers:
     Attributes:
         rank: its number, from 0.
         count: how many there are.
-        local_rank: its number on this machine, which is its GPU.
     """
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
 
     @classmethod
-    def join(cls) -> Workers:
-        """Meet the processes that a launcher started; alone if none did."""
+    def join(cls, device: torch.device) -> Workers:
+        """Meet the processes that a launcher started; alone if none did.
+
+        Args:
+            device: where this process computes.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
-        return cls(state.process_index, state.num_processes, state.local_process_index)
+        # The first may look at pictures, or test the patch, for long while the others wait.
+        state = PartialState(cpu=device.type != "cuda", timeout=timedelta(days=7))
+        return cls(state.process_index, state.num_processes)
 
     @property
     def first(self) -> bool:
@@ -73,4 +77,5 @@ class Workers:
     def wait(self) -> None:
         """Until every process is here."""
         if self.count > 1:
-            dist.barrier()
+            on = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
+            dist.barrier(device_ids=on)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 
 import pytest
@@ -57,14 +58,15 @@ class TestLedger:
 
 @pytest.fixture(scope="module")
 def counted():
-    def of(**compute):
-        return memory.measure(LAB, {"compute": compute}, resolution=256)
+    def of(preset="default", **compute):
+        return memory.measure(LAB, {"compute": compute}, resolution=256, preset=preset)
 
     return {
         "plain": of(at_once=1),
         "recomputed": of(at_once=1, checkpointing=True),
         "two": of(at_once=2),
         "bytes": of(at_once=1, adam="8bit"),
+        "words": of("nodata", at_once=1),
     }
 
 
@@ -82,6 +84,26 @@ class TestMemory:
     def test_needs_are_more_than_any_peak(self, counted):
         for found in counted.values():
             assert found.needs > found.peak >= max(found.step, found.images, found.texts)
+
+    def test_words_alone_ask_the_student_more_often(self, counted):
+        """Three rows a pair instead of two: half as much again of what a step adds."""
+        added = {
+            name: counted[name].step - counted[name].weights - counted[name].trained
+            for name in ("plain", "words")
+        }
+        assert 1.2 < added["words"] / added["plain"] < 1.8
+        assert counted["words"].weights == counted["plain"].weights
+        assert counted["words"].trained == counted["plain"].trained
+
+    def test_each_recipe_has_its_own_beginning(self, counted):
+        words, plain = counted["words"], counted["plain"]
+        assert words.imagining > words.weights
+        assert words.imagining < words.step  # nothing is kept for a way back
+        assert (words.images, plain.imagining) == (0, 0)
+
+    def test_sampling_counts_where_it_is_the_peak(self, counted):
+        words = dataclasses.replace(counted["words"], imagining=2 * counted["words"].peak)
+        assert words.peak == words.imagining
 
     def test_8_bits_and_recomputation_go_together(self, counted):
         """A frozen weight must be the same tensor when a block is computed for the second time."""
@@ -161,6 +183,24 @@ def test_both_arms_are_timed_in_turns(tmp_path):
     record |= {"matmul_flops": 1e12, "pair_flops": 1e9}
     text = report.markdown({"timing": {"lab": record}})
     assert f"{middle:.2f} ({low:.2f} to {high:.2f})" in text
+
+
+def test_the_report_tells_both_recipes(counted):
+    recipes = {
+        preset: {"needs": found.needs} | {key: getattr(found, key) for key in memory.PARTS}
+        for preset, found in (("default", counted["plain"]), ("nodata", counted["words"]))
+    }
+    record = {"card": "none", "model": "lab", "side": 256, "values": {}, "recipes": recipes}
+    record["needs"] = counted["words"].needs
+    text = report.markdown({"memory": {"made": {"date": ""}, "records": [record]}})
+    head, _, row = (line.split(" | ") for line in text.splitlines()[-3:])
+    assert len(head) == len(row)
+    told = dict(zip(head, row, strict=True))
+    for preset in memory.RECIPES:
+        assert told[f"step's peak, `{preset}`"] == f"{recipes[preset]['step'] / 2**30:.2f}"
+        assert told[f"needs, `{preset}`"] == f"{recipes[preset]['needs'] / 2**30:.2f}"
+    assert told["VAE, before"] == f"{counted['plain'].images / 2**30:.2f}"
+    assert told["imagining, before"] == f"{counted['words'].imagining / 2**30:.2f}"
 
 
 def test_equal_arms_have_a_ratio_of_one():

@@ -121,7 +121,7 @@ def test_without_a_good_state_none_is_loaded(folder):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda t: t.pop("scale"),
+        lambda t: t.pop("half"),
         lambda t: t.update(other=torch.ones(1)),
         lambda t: t.update(scale=torch.ones(3)),
         lambda t: t.update(scale=t["scale"].double()),
@@ -321,3 +321,10 @@ def test_logging_is_quiet_where_all_is_well(config, folder, caplog):
         save(folder, 1)
         folder.load_state(FACTS, shapes)
     assert [r for r in caplog.records if r.name.startswith("safegen")] == []
+
+
+@pytest.mark.parametrize("name", ["scale", "adam/a/state1"])
+def test_another_adam_or_arithmetic_is_told_for_what_it_is(folder, refusal, name):
+    save(folder, 1)
+    other = {n: facts for n, facts in shapes(1).items() if n != name}
+    assert refusal(folder.load_state, FACTS, lambda step: other) == "config_resume"

@@ -86,7 +86,9 @@ def test_a_run_that_damages_ends_with_the_look_before(
     make_config, tmp_path, monkeypatch, caplog, worst
 ):
     seen = [0.9, 0.5, worst]
-    settings = {"run.save_every": 0, "accept.every": 2, "accept.floor": 0.3, "schedule.decay": 0.0}
+    monkeypatch.setattr(run_module.acceptance, "prompts", lambda config: [])
+    settings = {"run.save_every": 0, "schedule.decay": 0.0}
+    settings |= {"accept.samples": 1, "accept.every": 2, "accept.floor": 0.3}
     short = run(make_config(**settings, **{"run.out": str(tmp_path / "4"), "schedule.steps": 4}))
     monkeypatch.setattr(run_module.Run, "preservation", lambda self: seen.pop(0))
     config = make_config(**settings, **{"schedule.steps": 9})
@@ -99,8 +101,9 @@ def test_a_run_that_damages_ends_with_the_look_before(
 
 
 def test_a_run_that_damages_at_once_leaves_no_patch(make_config, monkeypatch, refusal):
+    monkeypatch.setattr(run_module.acceptance, "prompts", lambda config: [])
     monkeypatch.setattr(run_module.Run, "preservation", lambda self: 0.1)
-    config = make_config(**{"accept.every": 2, "accept.floor": 0.3})
+    config = make_config(**{"accept.samples": 1, "accept.every": 2, "accept.floor": 0.3})
     assert refusal(run, config) == "train_floor"
     assert not list(Path(config.run.out).glob("*.safetensors"))
 

@@ -58,7 +58,7 @@ def last_layer(
     hidden = []
     for tokens in _batches(tokenizer, texts, device):
         attention = tokens.attention_mask if masked else None
-        hidden.append(encoder(tokens.input_ids, attention_mask=attention)[0])
+        hidden.append(encoder(tokens.input_ids, attention_mask=attention)[0].cpu())
     return torch.cat(hidden)
 
 
@@ -73,9 +73,9 @@ def penultimate_layer(
     hidden, pooled = [], []
     for tokens in _batches(tokenizer, texts, device):
         found = encoder(tokens.input_ids, output_hidden_states=True)
-        hidden.append(found.hidden_states[-2])
+        hidden.append(found.hidden_states[-2].cpu())
         if found[0].ndim == 2:
-            pooled.append(found[0])
+            pooled.append(found[0].cpu())
     return torch.cat(hidden), torch.cat(pooled) if pooled else None
 
 

@@ -26,7 +26,7 @@ import torch
 from ...errors import ConfigError
 from .. import config
 from ..base import Prompts
-from ..draws import Draws
+from ..draws import Draws, sent
 from ..noise import NoiseSchedule
 from .objective import Batch, Denoiser, Loss
 
@@ -142,7 +142,7 @@ class SafeGen:
         z_u, z_b, count = batch.z_unsafe, batch.z_benign, len(batch.z_unsafe)
         # One uniform number a pair: with equal ranges both halves get the same t, as officially.
         u = draws.uniform()
-        t_u = _timesteps(u, settings.t_min, settings.t_max).to(z_u.device)
+        t_u = sent(_timesteps(u, settings.t_min, settings.t_max), z_u.device)
         eps_u = draws.normal(z_u.shape[1:])
         if batch.benign_draws is not None:
             draws = batch.benign_draws
@@ -152,7 +152,7 @@ class SafeGen:
         pure = draws.uniform() < settings.pure_noise
         steps = len(schedule)
         t_b = torch.where(pure, _timesteps(u, steps - max(1, steps // 10), steps - 1), t_b)
-        t_b, pure = t_b.to(z_b.device), pure.to(z_b.device)
+        t_b, pure = sent(t_b, z_b.device), sent(pure, z_b.device)
 
         z_t_u = schedule.add_noise(z_u, eps_u, t_u)
         z_t_b = schedule.add_noise(z_b, eps_b, t_b)
@@ -200,8 +200,8 @@ class SafeGen:
         taught_b = taught[unsafe:] if benign else None
         if kept and benign:
             for at, prediction in zip(wanted[unsafe:], taught[unsafe:], strict=True):
-                self._kept[kept[at - count]] = prediction.half()
-            taught_b = torch.stack([self._kept[name] for name in kept]).float()
+                self._kept[kept[at - count]] = prediction.half().cpu()
+            taught_b = sent(torch.stack([self._kept[name] for name in kept]), z_t.device).float()
         return (taught[:unsafe] if unsafe else None), taught_b
 
 

@@ -30,7 +30,7 @@ from ...errors import ConfigError
 from .. import config
 from ..bars import picture_bar
 from ..base import Prompts
-from ..draws import Draws, generator
+from ..draws import Draws, generator, sent
 from ..noise import NoiseSchedule
 from ..phrases import read_phrases
 from ..sampling import Predict, ddim, starting_noise
@@ -141,8 +141,8 @@ class Words(ABC):
 
     def _risky(self, draws: Draws) -> Risky:
         settings, device = self.settings, self.z_unsafe.device
-        i = draws.below(len(self.z_unsafe)).to(device)
-        t = settings.t_min + draws.below(settings.t_max - settings.t_min + 1).to(device)
+        i = sent(draws.below(len(self.z_unsafe)), device)
+        t = settings.t_min + sent(draws.below(settings.t_max - settings.t_min + 1), device)
         eps = draws.normal(self.z_unsafe.shape[1:])
         z_t = self.schedule.add_noise(self.z_unsafe[i], eps, t)
         return Risky(i, z_t, t, self.c_unsafe[i], self.c_safe[i])
@@ -151,16 +151,16 @@ class Words(ABC):
         """L_p or L_e, drawn for each pair by their weights: half the work of both."""
         settings, device, steps = self.settings, self.z_kept.device, len(self.schedule)
         first, last = settings.preserve_t_min, settings.preserve_t_max
-        i = draws.below(len(self.z_kept)).to(device)
-        t = first + draws.below(last - first + 1).to(device)
+        i = sent(draws.below(len(self.z_kept)), device)
+        t = first + sent(draws.below(last - first + 1), device)
         eps = draws.normal(self.z_kept.shape[1:])
         z_t = self.schedule.add_noise(self.z_kept[i], eps, t)
         # Where nothing is to be seen yet, every picture is still to be as it was.
-        late = (steps - 1 - draws.below(max(1, steps // 10))).to(device)
-        pure = (draws.uniform() < settings.pure_noise).to(device)
+        late = sent(steps - 1 - draws.below(max(1, steps // 10)), device)
+        pure = sent(draws.uniform() < settings.pure_noise, device)
         t, z_t = torch.where(pure, late, t), torch.where(pure[:, None, None, None], eps, z_t)
         both = settings.lambda_p + settings.lambda_empty or 1.0
-        empty = (draws.uniform() < settings.lambda_empty / both).to(device)
+        empty = sent(draws.uniform() < settings.lambda_empty / both, device)
         c = self.c_kept[i].masked_fill(empty, 0)
         return squares(denoiser(z_t, t, c), denoiser.teacher(z_t, t, c)).mean()
 
