@@ -29,6 +29,7 @@ EXTRAS_OF = {
     "av": ("detect",),
     "cryptography": ("sign",),
     "diffusers": ("train",),
+    "filelock": ("train",),
     "jinja2": ("train", "detect"),
     "numpy": ("train", "detect"),
     "onnxruntime": ("detect",),
