@@ -4,7 +4,8 @@
 A card is a TOML file in `cards/`: the memory it needs by family, `compute` keys, and a rank where
 whole matrices would not fit. What it needs is counted on the true shapes by
 `benchmarks/bench_train.py --memory`, at the family's own resolution, for the recipes `default` and
-`nodata`, whichever needs more; no GPU has confirmed it yet. SD 2 takes the cards of SD 1, with needs of its own for 768 pixels.
+`nodata`, whichever needs more; no GPU has confirmed it yet. SD 2 takes the cards of SD 1, with
+needs of its own for 768 pixels.
 """
 
 from __future__ import annotations
