@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from ...errors import ConfigError
 from .. import config
 from ..base import Prompts
 from ..draws import Draws
@@ -95,3 +96,18 @@ class Objective(Protocol):
             draws: everything random about these pairs.
         """
         ...
+
+
+def check_timesteps(settings: config.Objective, schedule: NoiseSchedule) -> None:
+    """Refuse timesteps that the base does not have.
+
+    Raises:
+        ConfigError: `config_range`.
+    """
+    last = len(schedule) - 1
+    if settings.t_max > last or settings.preserve_t_max > last:
+        raise ConfigError(
+            "config_range",
+            f"objective.t_max and .preserve_t_max may be at most {last}: "
+            f"the base has {last + 1} timesteps",
+        )

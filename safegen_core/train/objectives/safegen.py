@@ -28,7 +28,7 @@ from .. import config
 from ..base import Prompts
 from ..draws import Draws, sent
 from ..noise import NoiseSchedule
-from .objective import Batch, Denoiser, Loss
+from .objective import Batch, Denoiser, Loss, check_timesteps
 
 
 def shift(settings: config.Objective, schedule: NoiseSchedule, t: torch.Tensor) -> torch.Tensor:
@@ -101,13 +101,7 @@ class SafeGen:
     roles: ClassVar[tuple[str, ...]] = ("unsafe", "benign")
 
     def __init__(self, settings: config.Objective, schedule: NoiseSchedule) -> None:
-        last = len(schedule) - 1
-        if settings.t_max > last or settings.preserve_t_max > last:
-            raise ConfigError(
-                "config_range",
-                f"objective.t_max and .preserve_t_max may be at most {last}: "
-                f"the base has {last + 1} timesteps",
-            )
+        check_timesteps(settings, schedule)
         if (
             settings.target == "offset"
             and schedule.prediction != "epsilon"

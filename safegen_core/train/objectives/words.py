@@ -26,7 +26,6 @@ from typing import ClassVar
 
 import torch
 
-from ...errors import ConfigError
 from .. import config
 from ..bars import picture_bar
 from ..base import Prompts
@@ -34,7 +33,7 @@ from ..draws import Draws, generator, sent
 from ..noise import NoiseSchedule
 from ..phrases import read_phrases
 from ..sampling import Predict, ddim, starting_noise
-from .objective import Batch, Denoiser, Loss
+from .objective import Batch, Denoiser, Loss, check_timesteps
 from .safegen import mosaic_weight
 
 _STEPS = 25  # of DDIM, for a latent that is imagined
@@ -82,13 +81,7 @@ class Words(ABC):
     roles: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: config.Objective, schedule: NoiseSchedule) -> None:
-        last = len(schedule) - 1
-        if settings.t_max > last or settings.preserve_t_max > last:
-            raise ConfigError(
-                "config_range",
-                f"objective.t_max and .preserve_t_max may be at most {last}: "
-                f"the base has {last + 1} timesteps",
-            )
+        check_timesteps(settings, schedule)
         self.settings, self.schedule = settings, schedule
         self.phrases = read_phrases(settings.bank)
 
