@@ -287,8 +287,11 @@ class Config:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        for name, value in (("base.path", self.base.path), ("run.out", self.run.out)):
-            _require(bool(value), f"{name} is required; set it in the file or with --{name}")
+        for name, flag, value in (
+            ("base.path", "--base", self.base.path),
+            ("run.out", "--out", self.run.out),
+        ):
+            _require(bool(value), f"{name} is required; set it in the file or with {flag}")
         _require(
             sum(bool(getattr(self.data, key)) for key in PICTURES) <= 1,
             "data.folder, data.unsafe and data.table are three ways to name the pictures; take one",

@@ -224,8 +224,8 @@ def find_material(
         if config.has_pictures or data.benign or data.near_miss or data.mosaic or own_samples:
             raise ConfigError(
                 "config_pictures",
-                f"objective.name = {config.objective.name!r} learns from words alone; leave the "
-                "pictures out, or take --preset default",
+                f"objective.name = {config.objective.name!r} learns from words alone. To learn "
+                "from pictures name --unsafe and --benign; else leave all pictures out",
             )
         return Words(config.objective.bank)
     if config.has_pictures and own_samples:
