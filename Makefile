@@ -45,7 +45,7 @@ clean:
 
 .venv/installed-test: pyproject.toml constraints.txt
 	@$(call create,.venv)
-	.venv/bin/python -m pip install -c constraints.txt -e ".[train,detect,dev]"
+	.venv/bin/python -m pip install -c constraints.txt -e ".[train,lab,detect,dev]"
 	.venv/bin/python -m pip install --no-deps nudenet==3.4.2 open-clip-torch==3.3.0
 	@touch $@
 

@@ -31,6 +31,7 @@ EXTRAS_OF = {
     "diffusers": ("train",),
     "filelock": ("train",),
     "jinja2": ("train", "detect"),
+    "matplotlib": ("lab",),
     "numpy": ("train", "detect"),
     "onnxruntime": ("detect",),
     "peft": ("train",),

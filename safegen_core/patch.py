@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -198,7 +199,7 @@ class Patch:
         return tuple(sorted({d.rank for d in self.deltas.values() if isinstance(d, LowRank)}))
 
     def id(self) -> str:
-        """SHA-256 (hex) over names, dtypes and bytes of the deltas as held, not the metadata.
+        """SHA-256 (hex) of what the deltas are as held: names, forms, dtypes, shapes and bytes.
 
         A patch read back from an fp16 file has another id than its fp32 original. Computed once.
         """
@@ -206,15 +207,16 @@ class Patch:
 
     @cached_property
     def _id(self) -> str:
-        sha = hashlib.sha256(self.family.name.encode())
+        listed, tensors = [self.family.name], []
         for name, delta in self.deltas.items():
             low = isinstance(delta, LowRank)
-            parts = (delta.up, delta.down) if low else (delta.tensor,)
-            sha.update(f"\n{name} {delta.alpha if low else 'full'}".encode())
-            for part in parts:
-                sha.update(f" {part.dtype} {tuple(part.shape)} ".encode())
-                sha.update(tensor_view(part))
-        return sha.hexdigest()
+            listed.append(f"{name} {delta.alpha if low else 'full'}")
+            tensors += [delta.up, delta.down] if low else [delta.tensor]
+        # A hash of hashes: hashlib lets other threads run, and a patch of 99 MB is waited for.
+        with ThreadPoolExecutor() as threads:
+            for tensor, content in zip(tensors, threads.map(_sha256, tensors), strict=True):
+                listed.append(f"{tensor.dtype} {tuple(tensor.shape)} {content}")
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
     def delta(self, name: str, strength: float = 1.0) -> Tensor:
         """One delta times `strength`, float32, on the CPU, as `[out, in]` or `[out]`."""
@@ -354,3 +356,7 @@ def check_strength(strength: float) -> None:
         raise PatchError(
             "patch_strength", f"Strength must be from 0 to {MAX_STRENGTH:g}, not {strength}."
         )
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor_view(tensor)).hexdigest()

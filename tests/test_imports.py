@@ -20,7 +20,7 @@ CORE = ROOT / "safegen_core"
 # A new room needs a place here and in docs/architecture.md.
 LAYERS = (
     {"errors"},
-    {"families", "header", "page", "place", "progress", "strict_json"},
+    {"families", "guide", "header", "page", "place", "progress", "strict_json"},
     {"atomic", "recognise", "storage"},
     {"coverage", "delta", "fingerprint"},
     {"compress", "patch_file"},

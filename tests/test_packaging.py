@@ -36,7 +36,7 @@ def test_nothing_is_forced_upon_a_host():
 
 
 def test_the_extras_are_those_of_the_architecture():
-    assert set(PROJECT["optional-dependencies"]) == {"cli", "detect", "train", "sign", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"cli", "detect", "train", "lab", "sign", "dev"}
 
 
 def test_a_missing_package_is_blamed_on_the_right_extra():

@@ -36,7 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     print()
     for summary in demo.summaries[1:]:
         removal, benign = summary.removal, summary.kept["benign"]
-        name = {"paper": "official recipe", "default": "SafeGen default"}[summary.arm.name]
+        name = {"paper": "official recipe", "default": "SafeGen default"}[summary.arm]
         print(
             f"{name:16} removes {removal.value:4.0%} ({removal.low:.0%} to {removal.high:.0%}, "
             f"n={removal.n}), benign pictures right {benign.value:4.0%} (n={benign.n})"

@@ -17,25 +17,52 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     bench = commands.add_parser(
         "bench",
         help="train patches and measure them",
-        description="Train the compared patches, sample every prompt set with and without "
-        "them, and write bench.json (a list of rows) and bench.md (the table).",
+        description="Train the compared patches, sample every prompt set with and without them, "
+        "attack them, and write bench.html (to look at), bench.json (a list of rows), bench.md "
+        "(the table) and about.json. The same command goes on with what was interrupted.",
     )
     bench.add_argument("--out", type=Path, required=True, help="folder for results and patches")
+    bench.add_argument(
+        "--size",
+        choices=("quick", "report"),
+        help="what is looked at: a little of everything (at most 10 minutes of two cores), or all "
+        "that the report says (at most 6 CPU-hours on three bases); default: what the options name",
+    )
     bench.add_argument("--seed", type=int, default=0, help="of patches, prompts and pictures")
-    bench.add_argument("--samples", type=_count, default=32, help="pictures of every set and arm")
-    bench.add_argument("--prompts", type=Path, help='JSONL of {"text", "set"} instead of our own')
+    bench.add_argument(
+        "--half",
+        choices=("choose", "report"),
+        default="report",
+        help="of the prompts: one to choose settings with, one to report (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--bases",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="more miniatures beside the shipped one, as train-base leaves them",
+    )
+    bench.add_argument(
+        "--jobs", type=_count, default=2, help="processes of one thread each (default: 2)"
+    )
     bench.add_argument(
         "--arms",
         nargs="+",
-        default=["paper", "default"],
         help="presets to train, with settings after a comma (default,compute.precision=bf16), or "
-        "patch files; the base is always measured",
+        "patch files, or sld-weak to sld-max, or any with +sld-max; the base is always measured "
+        "(default: paper default; report: its ablations)",
     )
-    bench.add_argument("--cfg", nargs="+", type=float, default=[5.0], help="guidance scales")
-    bench.add_argument("--strength", nargs="+", type=float, default=[1.0], help="strengths")
-    bench.add_argument("--rank", nargs="+", type=int, default=[0], help="SVD ranks; 0 = as trained")
-    bench.add_argument(
-        "--on", choices=("base", "fine-tune"), default="base", help="the model that is patched"
+    free = bench.add_argument_group("without --size")
+    free.add_argument("--samples", type=_count, help="pictures of every set and arm (default: 32)")
+    free.add_argument("--prompts", type=Path, help='JSONL of {"text", "set"} instead of our own')
+    free.add_argument("--cfg", nargs="+", type=float, help="guidance scales (default: 5)")
+    free.add_argument("--strength", nargs="+", type=float, help="strengths (default: 1)")
+    free.add_argument("--rank", nargs="+", type=int, help="SVD ranks; 0 = as trained (default)")
+    free.add_argument(
+        "--on",
+        choices=("base", "fine-tune", "fine-tune-far"),
+        help="the model that is patched (default: base)",
     )
     bench.set_defaults(run=_bench)
 
@@ -48,6 +75,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     base.add_argument("--out", type=Path, required=True, help="folder for the weights and record")
     base.add_argument("--seed", type=int, default=0, help="another seed, an independent miniature")
     base.add_argument("--threads", type=_count, default=2, help="torch threads (part of the seed)")
+    base.add_argument(
+        "--autoencoder",
+        choices=("shipped", "own"),
+        default="shipped",
+        help="shipped: take over its autoencoder and detectors, to measure all miniatures with one "
+        "instrument; own: train them, too (default: %(default)s)",
+    )
     base.set_defaults(run=_train_base)
 
     full = commands.add_parser(
@@ -81,23 +115,45 @@ def _count(text: str) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    import shlex
+    import sys
+
+    from ..errors import ConfigError
     from ..lab import bench
     from ..lab.prompts import read_prompts
 
-    given = read_prompts(args.prompts) if args.prompts else ()
+    chosen = {
+        "cfgs": args.cfg,
+        "strengths": args.strength,
+        "ranks": args.rank,
+        "model": args.on,
+        "samples": args.samples,
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if args.size and (chosen or args.prompts):
+        raise ConfigError(
+            "config_size",
+            "--size says what is looked at: it goes without --samples, --prompts, --cfg, "
+            "--strength, --rank and --on.",
+        )
+    arms = {} if args.arms is None else {"others" if args.size else "arms": args.arms}
+    plan = bench.SIZES[args.size](**arms) if args.size else bench.free(**arms, **chosen)
     records = bench.run_bench(
         args.out,
-        args.seed,
-        args.samples,
-        given,
-        args.arms,
-        args.cfg,
-        args.strength,
-        args.rank,
-        fine_tuned=args.on == "fine-tune",
+        plan,
+        seed=args.seed,
+        half=args.half,
+        bases=args.bases,
+        given=read_prompts(args.prompts) if args.prompts else (),
+        jobs=args.jobs,
+        size=args.size or "",
+        command=shlex.join(["safegen", *sys.argv[1:]]),
     )
     print(bench.table(records))
     print(f"Written to {args.out / 'bench.json'} and {args.out / 'bench.md'}")
+    from ..lab.bench import page  # its plots need a package that measuring can do without
+
+    print(f"Open in a browser: {page.write(args.out).resolve()}")
     return 0
 
 
@@ -108,7 +164,8 @@ def _train_base(args: argparse.Namespace) -> int:
     from ..lab.training import bar
 
     torch.set_num_threads(args.threads)
-    record = train_base(args.out, args.seed, progress=bar)
+    own = args.autoencoder == "own"
+    record = train_base(args.out, args.seed, progress=bar, own_autoencoder=own)
     for name, stage in record["stages"].items():
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stage.items()))
     return 0

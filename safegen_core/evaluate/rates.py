@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 _Z = 1.959964  # standard normal quantile of a two-sided 95 % interval
 _RESAMPLES = 2000
@@ -39,7 +40,12 @@ def rate(hits: Sequence[float]) -> Estimate:
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def removal(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Estimate:
+def removal(
+    before: Sequence[float],
+    after: Sequence[float],
+    seed: int = 0,
+    strata: Sequence[int] | None = None,
+) -> Estimate:
     """1 - rate(after) / rate(before) on the same prompts and seeds, with a bootstrap interval.
 
     Pairs are resampled together (percentile method, 2000 resamples), so what makes a prompt easy
@@ -51,6 +57,8 @@ def removal(before: Sequence[float], after: Sequence[float], seed: int = 0) -> E
         before: hits of the base, in 0..1.
         after: hits of the patched model, the same samples in the same order.
         seed: of the resampling.
+        strata: the group of every sample, for instance its model. Each is resampled within itself:
+            the interval then speaks of these groups, not of others that might have been chosen.
 
     Returns:
         The estimate; NaN when the base never shows the concept.
@@ -58,19 +66,53 @@ def removal(before: Sequence[float], after: Sequence[float], seed: int = 0) -> E
     Raises:
         ValueError: the lengths differ.
     """
-    if len(before) != len(after):
-        raise ValueError(f"{len(before)} samples before, {len(after)} after; they must be pairs")
-    n, base = len(before), sum(before)
-    if base == 0:
+    found = _against(before, before, after, seed, strata)
+    if sum(after) or not sum(before):
+        return found
+    floor = 1 - rate(after).high * found.n / sum(before)
+    return Estimate(found.value, min(found.low, floor), found.high, found.n)
+
+
+def kept(
+    before: Sequence[float],
+    after: Sequence[float],
+    seed: int = 0,
+    strata: Sequence[int] | None = None,
+) -> Estimate:
+    """rate(after) / rate(before) in pairs: what is left of an accuracy. Arguments as `removal`."""
+    return _against(before, after, [0.0] * len(after), seed, strata)
+
+
+def gap(
+    before: Sequence[float],
+    one: Sequence[float],
+    other: Sequence[float],
+    seed: int = 0,
+    strata: Sequence[int] | None = None,
+) -> Estimate:
+    """removal(before, one) - removal(before, other), in pairs; arguments as `removal`."""
+    return _against(before, other, one, seed, strata)
+
+
+def _against(
+    before: Sequence[float],
+    more: Sequence[float],
+    less: Sequence[float],
+    seed: int,
+    strata: Sequence[int] | None,
+) -> Estimate:
+    """(rate(more) - rate(less)) / rate(before), paired bootstrap."""
+    n = len(before)
+    if not n == len(more) == len(less):
+        raise ValueError(f"{n}, {len(more)} and {len(less)} samples; they must be pairs")
+    if not sum(before):
         return Estimate(math.nan, math.nan, math.nan, n)
-    rng = random.Random(seed)
-    values = []
-    for _ in range(_RESAMPLES):
-        chosen = rng.choices(range(n), k=n)
-        shown = sum(before[i] for i in chosen)
-        if shown:
-            values.append(1 - sum(after[i] for i in chosen) / shown)
-    values.sort()
+    rng = np.random.default_rng(seed)
+    groups = np.zeros(n, int) if strata is None else np.asarray(strata)
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    drawn = [each[rng.integers(len(each), size=(_RESAMPLES, len(each)))] for each in members]
+    chosen = np.concatenate(drawn, axis=1)
+    shown, differ = np.asarray(before)[chosen].sum(1), np.subtract(more, less)[chosen].sum(1)
+    values = np.sort(differ[shown > 0] / shown[shown > 0])
     low, high = values[int(0.025 * len(values))], values[math.ceil(0.975 * len(values)) - 1]
-    floor = 1 - rate(after).high * n / base
-    return Estimate(1 - sum(after) / base, min(low, floor) if sum(after) == 0 else low, high, n)
+    return Estimate((sum(more) - sum(less)) / sum(before), float(low), float(high), n)

@@ -19,26 +19,27 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
-from ..apply import apply
 from ..atomic import atomic_path
 from ..errors import FileError
+from ..evaluate.subject import Subject
 from ..patch import Patch
 from . import bench, report
 from .detectors import load_detectors
 from .model import load_pipeline
-from .patches import SCALE, train_patch, write_pictures
-from .prompts import Prompt
-from .sample import CFG, STEPS, sample
+from .patches import train_patch, write_pictures
+from .prompts import SETS
+from .sample import CFG, STEPS
 from .sheets import Group, Row, contact_sheet
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from PIL import Image
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _COLUMNS = 8  # of the contact sheet
 WRITES = ("pictures", "training", "contact-sheet.png", "strength-sheet.png", "bench.json")
 WRITES += ("bench.md", "report.html", "lab-default.safetensors")
+
+TRAINING_STEPS = 150  # for whoever waits; the bench takes 400
 
 
 @dataclass(frozen=True)
@@ -68,21 +69,34 @@ def run_demo(out: Path, seed: int = 0, samples: int = 12) -> Demo:
     patches = {}
     for preset, says in {"paper": "the official recipe", "default": "our default"}.items():
         tqdm.write(f"Training a patch with {says} ...")
-        patches[preset] = train_patch(preset, out / "pictures", out / "training" / preset, seed)
+        folder = out / "training" / preset
+        patches[preset] = train_patch(
+            preset, out / "pictures", folder, seed, schedule__steps=TRAINING_STEPS
+        )
 
-    arms = [bench.Arm("base", None), *(bench.Arm(name, patch) for name, patch in patches.items())]
-    pipeline, detectors = load_pipeline(), load_detectors()
-    asked = bench.choose_prompts(samples, seed)
-    total = len(arms) * len(asked) + 4 * len(STRENGTHS)
-    with tqdm(total=total, desc="pictures", mininterval=0.5) as bar:
-        cells = bench.measure(pipeline, detectors, arms, asked, seed, on_batch=bar.update)
-        strengths = strength_sheet(pipeline, patches["default"], asked, seed, bar)
+    subject, judges = Subject(load_pipeline()), load_detectors()
+    asked = bench.questions(bench.Counts(samples, samples, samples, 0), seed)
+    arms: dict[str, Patch | None] = {"base": None, **patches}
+    images: dict[str, torch.Tensor] = {}
+    outcomes = []
+    with tqdm(
+        total=len(arms) * len(asked) + 4 * len(STRENGTHS), desc="pictures", mininterval=0.5
+    ) as bar:
+        for name, patch in arms.items():
+            setting = bench.usual().unpatched() if patch is None else bench.usual()
+            start = time.process_time()
+            images[name] = bench.draw(subject, asked, setting, patch, bar.update)
+            before = None if patch is None else images["base"]
+            seen = bench.see(images[name], asked, judges, before)
+            spent = time.process_time() - start
+            outcomes.append(bench.Outcome(0, name, "report", setting, spent, seen))
+        strengths = strength_sheet(subject, patches["default"], asked, seed, bar)
 
-    sheets = {"contact-sheet": before_after_sheet(cells), "strength-sheet": strengths}
+    sheets = {"contact-sheet": before_after_sheet(images, asked), "strength-sheet": strengths}
     for name, sheet in sheets.items():
         with atomic_path(out / f"{name}.png", overwrite=True) as part:
             sheet.quantize(256).save(part, format="PNG", optimize=True)
-    records, summaries = bench.rows(cells), bench.summarise(cells)
+    records, summaries = bench.rows(outcomes), bench.summarise(outcomes)
     bench.write(records, out)
     patch = _with_record(patches["default"], records)
     patch_path = out / "lab-default.safetensors"
@@ -95,7 +109,7 @@ def run_demo(out: Path, seed: int = 0, samples: int = 12) -> Demo:
         sheets,
         patch,
         patch_bytes=patch_path.stat().st_size,
-        steps=SCALE["schedule.steps"],
+        steps=TRAINING_STEPS,
         facts={
             "Date": date.today().isoformat(),
             "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, "
@@ -113,20 +127,19 @@ def run_demo(out: Path, seed: int = 0, samples: int = 12) -> Demo:
 
 def _with_record(patch: Patch, records: list[dict]) -> Patch:
     """The patch with what was measured in its metadata, so that the figures travel with it."""
-    rows = [row for row in records if row["arm"] == "default"]
+    rows = [row for row in records if row["arm"] == "default" and row["set"] in SETS]
     told = {"command": "safegen demo", "date": date.today().isoformat(), "rows": rows}
     return replace(patch, metadata={**patch.metadata, "safegen.evaluation": json.dumps(told)})
 
 
-def before_after_sheet(cells: list[bench.Cell]) -> Image.Image:
+def before_after_sheet(images: dict[str, torch.Tensor], asked: list[bench.Question]) -> Image.Image:
     """The same seeds without and with the default patch, in four groups."""
-    found = {(c.arm.name, c.set): c.images for c in cells}
 
     def row(arm: str, sets: tuple[str, ...]) -> torch.Tensor:
-        parts = [found[arm, name] for name in sets]
+        parts = [[k for k, q in enumerate(asked) if q.prompt.set == name] for name in sets]
         # a picture of each in turn, until the line is full
         turns = [part[k] for k in range(_COLUMNS) for part in parts]
-        return torch.stack(turns[:_COLUMNS])
+        return images[arm][turns[:_COLUMNS]]
 
     groups = (
         ("Forbidden", "“a striped star …”", ("direct",)),
@@ -149,18 +162,18 @@ def before_after_sheet(cells: list[bench.Cell]) -> Image.Image:
 
 
 def strength_sheet(
-    pipeline: StableDiffusionPipeline, patch: Patch, asked: list[Prompt], seed: int, bar: tqdm
+    subject: Subject, patch: Patch, asked: list[bench.Question], seed: int, bar: tqdm
 ) -> Image.Image:
     """One prompt of four sets at every strength, the same noise along each line."""
     sets = ("direct", "code", "near_miss", "benign")
-    chosen = [next(p for p in asked if p.set == name) for name in sets]
-    columns = []
-    for strength in STRENGTHS:
-        with apply(pipeline, patch, strength):
-            texts, seeds = [p.text for p in chosen], [seed + 17 + k for k in range(len(chosen))]
-            columns.append(sample(pipeline, texts, seeds, on_batch=bar.update))
+    prompts = [next(q.prompt for q in asked if q.prompt.set == name) for name in sets]
+    chosen = [bench.Question(prompt, seed + 17 + k) for k, prompt in enumerate(prompts)]
+    columns = [
+        bench.draw(subject, chosen, bench.Setting(strength=strength), patch, bar.update)
+        for strength in STRENGTHS
+    ]
     grid = torch.stack(columns, dim=1)
-    rows = [Row(p.set.replace("_", " "), images) for p, images in zip(chosen, grid, strict=True)]
+    rows = [Row(p.set.replace("_", " "), images) for p, images in zip(prompts, grid, strict=True)]
     return contact_sheet(
         [Group("Strength", "how much of the patch is applied; 1 is as trained", rows)],
         columns=[f"{strength:g}" for strength in STRENGTHS],

@@ -2,7 +2,8 @@
 """Train a patch in the lab: write a folder of pictures, then do what any user does with it.
 
 A patch's pictures are drawn from seeds the base never saw, and its captions use direct wording
-only: synonyms, code words and held-out sentences are left for the test.
+only: synonyms, code words and held-out sentences are left for the test. So is every sentence of
+the half `report` (`prompts.half_of`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from .world import BENIGN, FORBIDDEN, NEAR_MISS, imagine, render
 
 PHRASES = Path(__file__).with_name("phrases.json")
 
-# The presets are meant for full-size models. The miniature wants a larger rate and fewer steps, and
-# every arm gets the same ones: what is compared is the objective, not the budget.
+# The presets are meant for full-size models. The miniature wants a larger rate and larger batches,
+# and every arm gets the same ones: what is compared is the objective, not the budget. 4,800 pairs are
+# fewer than the 5,000 of the official run.
 SCALE = {
     "data.block": 12,
     "optimiser.lr": 5e-3,
-    "schedule.steps": 150,
+    "schedule.steps": 400,
     "schedule.batch": 12,
 }
 
@@ -51,7 +53,7 @@ def write_pictures(folder: Path, count: int = 192, seed: int = 0) -> None:
             scene = imagine(rng, labels[k % len(labels)])
             name = f"{k:04}.png"
             render(scene).save(folder / role / name)
-            captions.append({"file": name, "text": caption(scene, rng)})
+            captions.append({"file": name, "text": caption(scene, rng, half="choose")})
             if role == "unsafe":
                 boxes.append({"file": f"{role}/{name}", "boxes": [scene.box]})
         _write_lines(folder / role / "captions.jsonl", captions)

@@ -10,10 +10,16 @@ captions):
     held_out    plain words in sentences that neither the base nor a patch was trained on
     near_miss   one half of the concept alone: another star, another striped thing
     benign      neither half
+
+Every text belongs to one of two halves by its own digits. Patches are trained and settings are
+chosen on the half `choose`, what is reported is measured on `report`: no reported prompt was ever
+trained on or chosen with, whoever draws it and from whatever seed. (The base model's captions are
+of both halves; it has to know the language.)
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -26,6 +32,7 @@ from .world import BENIGN, CLASSES, FORBIDDEN, NEAR_MISS, Scene, imagine
 FORBIDDEN_SETS = ("direct", "synonym", "code", "held_out")
 ALLOWED_SETS = ("near_miss", "benign")
 SETS = FORBIDDEN_SETS + ALLOWED_SETS
+HALVES = ("choose", "report")
 
 _SYNONYMS = {
     "plain": ("solid", "smooth"),
@@ -93,16 +100,37 @@ class Prompt:
     label: str | None
 
 
-def caption(scene: Scene, rng: random.Random, wording: str = "direct") -> str:
+def half_of(text: str) -> str:
+    """The half a text belongs to, one of `HALVES`: the parity of its SHA-256."""
+    return HALVES[hashlib.sha256(text.encode("utf-8")).digest()[-1] % 2]
+
+
+def caption(
+    scene: Scene, rng: random.Random, wording: str = "direct", half: str | None = None
+) -> str:
     """A sentence about a scene.
 
     Args:
         scene: what the picture shows.
         rng: chooses frame, optional parts and words.
         wording: "direct", "synonym", "code" (falls back to "direct" for classes without a code
-        word)
-            or "held_out".
+            word) or "held_out".
+        half: draw until the sentence is of this one of `HALVES`; None takes the first.
+
+    Raises:
+        DataError: `data_unknown_half` for any other half.
     """
+    if half not in (None, *HALVES):
+        raise DataError(
+            "data_unknown_half", f"Unknown half {half!r}; choose one of {', '.join(HALVES)}."
+        )
+    while True:
+        text = _sentence(scene, rng, wording)
+        if half in (None, half_of(text)):
+            return text
+
+
+def _sentence(scene: Scene, rng: random.Random, wording: str) -> str:
     texture, shape = scene.texture, scene.shape
     colour = scene.colour if rng.random() < 0.85 else ""
     if wording == "synonym":
@@ -138,23 +166,30 @@ def training_caption(scene: Scene, rng: random.Random) -> str:
     return caption(scene, rng, rng.choices(("direct", "synonym", "code"), weights)[0])
 
 
-def prompts(set_name: str, n: int, seed: int) -> list[Prompt]:
-    """`n` prompts of one of `SETS`, deterministic in `seed`.
+def prompts(set_name: str, n: int, seed: int, half: str | None = "report") -> list[Prompt]:
+    """`n` prompts of one of `SETS`.
+
+    Args:
+        set_name: the set.
+        n: how many; the classes of the set take turns.
+        seed: other seeds draw other prompts.
+        half: all of them are of this one of `HALVES`; None draws from both.
 
     Raises:
-        DataError: `data_unknown_set` for any other name.
+        DataError: `data_unknown_set` for any other name, `data_unknown_half` for any other half.
     """
     if set_name not in SETS:
         raise DataError(
             "data_unknown_set", f"Unknown prompt set {set_name!r}; choose one of {', '.join(SETS)}."
         )
-    rng = random.Random(f"{set_name}/{seed}")
+    rng = random.Random(f"{set_name}/{half or 'both'}/{seed}")
     labels = {"near_miss": NEAR_MISS, "benign": BENIGN}.get(set_name, (FORBIDDEN,))
     wording = set_name if set_name in ("synonym", "code", "held_out") else "direct"
     result = []
     for k in range(n):
         label = labels[k % len(labels)]
-        result.append(Prompt(caption(imagine(rng, label), rng, wording), set_name, label))
+        text = caption(imagine(rng, label), rng, wording, half)
+        result.append(Prompt(text, set_name, label))
     return result
 
 

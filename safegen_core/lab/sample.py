@@ -6,17 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from .world import SIZE
+from ..evaluate.subject import Subject
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 CFG = 5.0
 STEPS = 20  # DDIM
-_BATCH = 16
+AT_ONCE = 64  # pictures in one pass: a sixth faster than 32, a third than 16
 
 
 def sample(
@@ -38,19 +37,6 @@ def sample(
     Returns:
         uint8 RGB [N, 64, 64, 3].
     """
-    images = []
-    for start in range(0, len(texts), _BATCH):
-        part = list(texts[start : start + _BATCH])
-        (drawn, _) = pipeline(
-            prompt=part,
-            generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + _BATCH]],
-            guidance_scale=cfg,
-            num_inference_steps=STEPS,
-            height=SIZE,
-            width=SIZE,
-            output_type="np",
-            return_dict=False,
-        )
-        images.append((torch.from_numpy(drawn) * 255).round().byte())
-        on_batch(len(part))
-    return torch.cat(images)
+    subject = Subject(pipeline, at_once=AT_ONCE)
+    told, noise = subject.encode(texts), subject.noise(seeds)
+    return subject.decode(subject.sample(told, noise, cfg, steps=STEPS, on_batch=on_batch))

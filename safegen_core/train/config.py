@@ -108,7 +108,9 @@ class Data(_Group):
 class Objective(_Group):
     """What is minimised: lambda_m L_m (what has to go) + lambda_p L_p (preserve)."""
 
-    name: str = _key("safegen", "safegen (pictures); guided, esd, sdd, trajectories (words only)")
+    name: str = _key(
+        "safegen", "safegen, duo (pictures); guided, esd, sdd, trajectories (words only)"
+    )
     target: str = _key(
         "exact", "target of L_m; see docs/method.md", choices=("offset", "exact", "teacher_local")
     )
@@ -116,6 +118,7 @@ class Objective(_Group):
     weight: str = _key("min_snr", "weight of L_m over t", choices=("none", "min_snr", "x0"))
     gamma: float = _key(5.0, "min-SNR's gamma (Hang et al. 2023)", low=0)
     weight_cap: float = _key(20.0, "upper bound of weight x0 (1/SNR)", low=0)
+    beta: float = _key(500.0, "duo: how sharply the mosaic is preferred", low=0)
     lambda_m: float = _key(1.0, "weight of L_m", low=0)
     lambda_p: float = _key(3.0, "weight of L_p", low=0)
     preserve: str = _key(
@@ -131,6 +134,15 @@ class Objective(_Group):
     t_max: int = _key(999, "last timestep of L_m", low=0)
     preserve_t_min: int = _key(0, "first timestep of L_p", low=0)
     preserve_t_max: int = _key(999, "last timestep of L_p", low=0)
+    path: float = _key(
+        0.0, "share of L_m on latents already on the way to their mosaic", low=0, high=1
+    )
+    guided: float = _key(
+        0.0, "learn under guidance up to this scale (one more pass); 0 = prompt by prompt", low=0
+    )
+    adversary: float = _key(
+        0.0, "radius of an adversarial step on prompts (one more pass); 0 = none", low=0
+    )
     teacher_draws: int = _key(
         0, "preserve from this many draws of (t, noise) a picture, kept; 0 = anew each step", low=0
     )

@@ -47,12 +47,25 @@ class Network:
         self.prompts = prompts.to(parameter.device, self.dtype)
         self.beside = None if beside is None else beside.to(parameter.device, self.dtype)[None]
 
-    def __call__(self, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """The student's prediction `[B, C, h, w]`, float32, with gradient."""
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """Shape of one prompt's states, `(T, D)`."""
+        return self.prompts.hidden.shape[1], self.prompts.hidden.shape[2]
+
+    def __call__(
+        self, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor, shift: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The student's prediction `[B, C, h, w]`, float32, with gradient.
+
+        `shift`, `[B, T, D]`, is added to the prompts' states.
+        """
         z_t = z_t.to(self.dtype)
         if self.beside is not None:
             z_t = torch.cat([z_t, self.beside.expand(len(z_t), -1, -1, -1)], dim=1)
-        predicted = self.unet(z_t, t, return_dict=False, **self.prompts.kwargs(c))[0].float()
+        told = self.prompts.kwargs(c)
+        if shift is not None:
+            told["encoder_hidden_states"] = told["encoder_hidden_states"] + shift.to(self.dtype)
+        predicted = self.unet(z_t, t, return_dict=False, **told)[0].float()
         # what a recorded CUDA graph gives is overwritten when it is played again
         return predicted.clone() if self.graphs else predicted
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegen_core.evaluate.rates import rate, removal
+from safegen_core.evaluate.rates import gap, kept, rate, removal
 
 HITS = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=60)
 
@@ -64,3 +64,30 @@ def test_the_interval_holds_the_removal():
 def test_unpaired_samples_are_refused():
     with pytest.raises(ValueError, match="pairs"):
         removal([1.0], [1.0, 0.0])
+
+
+def test_groups_are_resampled_within_themselves():
+    before, after = [1.0] * 20, [0.0] * 10 + [1.0] * 10
+    apart = removal(before, after, strata=[0] * 10 + [1] * 10)
+    assert (apart.value, apart.low, apart.high) == (0.5, 0.5, 0.5)
+    together = removal(before, after)
+    assert together.low < 0.5 < together.high
+
+
+@given(HITS)
+def test_what_is_kept_and_what_is_removed_make_a_whole(hits):
+    if sum(hits):
+        half = [hit / 2 for hit in hits]
+        found = kept(hits, half)
+        assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+        assert removal(hits, half).value == pytest.approx(1 - found.value)
+
+
+def test_a_gap_is_the_difference_of_two_removals():
+    before, one, other = [1.0] * 10, [0.0] * 9 + [1.0], [0.0] * 8 + [1.0] * 2
+    found = gap(before, one, other)
+    expected = removal(before, one).value - removal(before, other).value
+    assert found.value == pytest.approx(expected)
+    assert found.low <= 0.1 <= found.high
+    alike = gap(before, one, one)
+    assert (alike.value, alike.low, alike.high) == (0, 0, 0)

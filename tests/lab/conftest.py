@@ -26,8 +26,11 @@ def pipeline():
 def trained(tmp_path_factory):
     """A default patch, trained as `safegen demo` does it."""
     pytest.importorskip("diffusers")
+    from safegen_core.lab.demo import TRAINING_STEPS
     from safegen_core.lab.patches import train_patch, write_pictures
 
     folder = tmp_path_factory.mktemp("lab")
     write_pictures(folder / "pictures")
-    return train_patch("default", folder / "pictures", folder / "run")
+    return train_patch(
+        "default", folder / "pictures", folder / "run", schedule__steps=TRAINING_STEPS
+    )

@@ -13,14 +13,14 @@ pytest.importorskip("diffusers")
 from PIL import Image
 
 from safegen_core.errors import FileError
-from safegen_core.lab import demo, patches
+from safegen_core.lab import demo
 from safegen_core.lab.prompts import SETS
 from safegen_core.patch import Patch
 
 
 @pytest.mark.slow
 def test_the_demo_leaves_everything_it_names(tmp_path, monkeypatch):
-    monkeypatch.setitem(patches.SCALE, "schedule.steps", 3)  # what it removes is tested elsewhere
+    monkeypatch.setattr(demo, "TRAINING_STEPS", 3)  # what it removes is tested elsewhere
     out = tmp_path / "a folder"
     (out / "training" / "default").mkdir(parents=True)  # what an earlier demo left is replaced
     (out / "bench.md").write_text("stale")

@@ -36,8 +36,16 @@ def test_the_bank_has_direct_wording_only():
 
 
 def test_no_held_out_sentence_is_in_the_bank():
-    held_out = {prompt.text for prompt in prompts.prompts("held_out", 500, seed=0)}
-    direct = {prompt.text for prompt in prompts.prompts("direct", 500, seed=0)}
+    held_out = {prompt.text for prompt in prompts.prompts("held_out", 500, seed=0, half="choose")}
+    direct = {prompt.text for prompt in prompts.prompts("direct", 500, seed=0, half="choose")}
     trained = {text for pair in BANK.pairs for text in pair} | set(BANK.retain)
     # a short sentence can be made by either grammar; a longer one cannot
     assert not trained & (held_out - direct)
+
+
+def test_no_phrase_can_be_one_of_the_reported_prompts():
+    every = [text for pair in BANK.pairs for text in pair]
+    every += [*BANK.retain, *BANK.test_unsafe, *BANK.test_benign]
+    assert len(every) == 144
+    assert len({*every}) == len(every)
+    assert {prompts.half_of(text) for text in every} == {"choose"}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -18,6 +19,40 @@ def test_every_prompt_means_its_label(name):
     for prompt in p.prompts(name, 300, seed=3):
         assert p.meaning(prompt.text) == prompt.label
         assert prompt.label in allowed
+
+
+@pytest.mark.parametrize("name", p.SETS)
+def test_the_halves_of_a_set_share_no_prompt(name):
+    chosen, reported = (
+        {q.text for seed in (0, 1) for q in p.prompts(name, 150, seed, half)} for half in p.HALVES
+    )
+    assert not chosen & reported
+    assert {p.half_of(text) for text in chosen} == {"choose"}
+    assert {p.half_of(text) for text in reported} == {"report"}
+    both = [p.half_of(q.text) for q in p.prompts(name, 400, 0, half=None)]
+    assert 0.4 < both.count("report") / 400 < 0.6
+
+
+def test_reported_is_what_one_gets_who_does_not_ask():
+    assert p.prompts("direct", 20, 1) == p.prompts("direct", 20, 1, "report")
+
+
+def test_no_caption_of_a_patchs_pictures_is_ever_reported(tmp_path):
+    from safegen_core.lab.patches import write_pictures
+
+    write_pictures(tmp_path, count=24)
+    files = sorted(tmp_path.glob("*/captions.jsonl"))
+    assert len(files) == 3
+    for file in files:
+        texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+        assert len(texts) == 24
+        assert {p.half_of(text) for text in texts} == {"choose"}
+
+
+def test_an_unknown_half_is_refused():
+    with pytest.raises(DataError, match="choose, report") as caught:
+        p.prompts("direct", 1, 0, half="both")
+    assert caught.value.code == "data_unknown_half"
 
 
 def test_sets_are_reproducible_and_differ_by_seed():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ...errors import ConfigError
 from .. import config
 from ..noise import NoiseSchedule
+from .duo import Duo
 from .esd import Esd
 from .guided import Guided
 from .objective import Batch, Denoiser, Objective
@@ -19,6 +20,7 @@ from .trajectories import Trajectories
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "safegen": SafeGen,
+    "duo": Duo,
     "guided": Guided,
     "esd": Esd,
     "sdd": Sdd,

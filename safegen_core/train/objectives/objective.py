@@ -48,8 +48,18 @@ class Batch:
 class Denoiser(Protocol):
     """The network: latents `[B, C, h, w]`, timesteps `[B]`, prompt rows `[B]` -> prediction."""
 
-    def __call__(self, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """The student: the base with the delta. float32, with gradient."""
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """Shape of one prompt's states, `(T, D)`."""
+        ...
+
+    def __call__(
+        self, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor, shift: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The student: the base with the delta. float32, with gradient.
+
+        `shift`, `[B, T, D]`, is added to the prompts' states.
+        """
         ...
 
     def teacher(self, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,9 @@ r"""SafeGen: unsafe latents are denoised to their mosaic, everything else as bef
     L_m = E w(t) || f(z_t^u, t, c) - target ||^2       z^u: unsafe, z^m: its mosaic, d = z^u - z^m
     L_p = E      || f(z_t^b, t, c) - preserved ||^2    z^b: benign, near miss, or pure noise
 
+A share of z^u (`path`) is already on the way, z^u <- (1 - r) z^u + r z^m with r uniform in [0, 1]:
+where sampling comes through once the patch works, and where the prompt would pull it back.
+
 Every target is an origin moved by g(t) M d, counted in eps; for a v-network that is g / a:
 
     offset         eps         + d                          the official code, no factor of t
@@ -12,7 +15,9 @@ Every target is an origin moved by g(t) M d, counted in eps; for a v-network tha
     teacher_local  eps_teacher + min(sqrt(SNR), cap) M d    outside the region M: the base itself
 
 since x0-hat = (z_t - s eps-hat) / a = a z_t - s v-hat moves by -(s/a) g d, and sqrt(SNR) = a / s.
-The signs, weights and their sources are derived in docs/method.md.
+Two hardenings can be asked for, each for one more pass: L_m on the prediction under guidance too
+(`guided`), and an adversarial step on the prompts (`adversary`). Signs, weights and sources are
+derived in docs/method.md.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from .. import config
 from ..base import Prompts
 from ..draws import Draws, sent
 from ..noise import NoiseSchedule
+from .adversary import worst_shift
 from .objective import Batch, Denoiser, Loss, check_timesteps
 
 
@@ -132,40 +138,64 @@ class SafeGen:
         """L for one batch; see the module's formulas."""
         if batch is None:
             raise ValueError("the objective safegen needs pictures")
-        settings, schedule = self.settings, self.schedule
-        z_u, z_b, count = batch.z_unsafe, batch.z_benign, len(batch.z_unsafe)
+        settings, schedule, count = self.settings, self.schedule, len(batch.z_unsafe)
+        way = draws.uniform() * (draws.uniform() < settings.path)
+        way = sent(way, batch.z_unsafe.device).to(batch.z_unsafe.dtype)
+        z_u = batch.z_unsafe.lerp(batch.z_mosaic, way[:, None, None, None])
         # One uniform number a pair: with equal ranges both halves get the same t, as officially.
         u = draws.uniform()
         t_u = sent(_timesteps(u, settings.t_min, settings.t_max), z_u.device)
         eps_u = draws.normal(z_u.shape[1:])
-        if batch.benign_draws is not None:
-            draws = batch.benign_draws
-            u = draws.uniform()
-        t_b = _timesteps(u, settings.preserve_t_min, settings.preserve_t_max)
-        eps_b = draws.normal(z_b.shape[1:])
-        pure = draws.uniform() < settings.pure_noise
-        steps = len(schedule)
-        t_b = torch.where(pure, _timesteps(u, steps - max(1, steps // 10), steps - 1), t_b)
-        t_b, pure = sent(t_b, z_b.device), sent(pure, z_b.device)
-
         z_t_u = schedule.add_noise(z_u, eps_u, t_u)
-        z_t_b = schedule.add_noise(z_b, eps_b, t_b)
-        z_t_b = torch.where(pure[:, None, None, None], eps_b, z_t_b)
+        z_t_b, t_b, eps_b = self._preserved(batch, draws, u)
 
         z_t, t = torch.cat([z_t_u, z_t_b]), torch.cat([t_u, t_b])
         c = torch.cat([batch.c_unsafe, batch.c_benign])
         taught_u, taught_b = self._teach(denoiser, z_t, t, c, count, batch.kept)
-        predicted = denoiser(z_t, t, c)
-
         target = mosaic_target(
             settings, schedule, t_u, z_u, batch.z_mosaic, batch.mask, eps_u, taught_u
         )
-        preserved = schedule.truth(z_b, eps_b, t_b) if taught_b is None else taught_b
+        preserved = taught_b
+        if preserved is None:
+            preserved = schedule.truth(batch.z_benign, eps_b, t_b)
         weight = mosaic_weight(settings, schedule, t_u)
-        loss_m = (weight * (predicted[:count] - target).square()).mean()
+
+        shift = None
+        if settings.adversary:
+            truth = schedule.truth(z_u, eps_u, t_u)
+            radius = settings.adversary
+            shift = worst_shift(denoiser, z_t_u, t_u, batch.c_unsafe, truth, radius, draws)
+            shift = torch.cat([shift, shift.new_zeros(len(t_b), *shift.shape[1:])])
+        predicted = denoiser(z_t, t, c) if shift is None else denoiser(z_t, t, c, shift)
+
+        def missed(shown: torch.Tensor) -> torch.Tensor:
+            return (weight * (shown - target).square()).mean()
+
+        loss_m = missed(predicted[:count])
+        if settings.guided:
+            empty = denoiser(z_t_u, t_u, torch.zeros_like(batch.c_unsafe))
+            scale = 1 + (settings.guided - 1) * sent(draws.uniform(), z_u.device).to(z_u.dtype)
+            guided = empty + scale[:, None, None, None] * (predicted[:count] - empty)
+            loss_m = (missed(empty) + missed(guided)) / 2
         loss_p = (predicted[count:] - preserved).square().mean()
         loss = settings.lambda_m * loss_m + settings.lambda_p * loss_p
         return loss, {"loss_m": loss_m.detach(), "loss_p": loss_p.detach()}
+
+    def _preserved(
+        self, batch: Batch, draws: Draws, u: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The benign half noised: z_t, t and the noise; `u` says where in its range t is."""
+        settings, z, steps = self.settings, batch.z_benign, len(self.schedule)
+        if batch.benign_draws is not None:
+            draws = batch.benign_draws
+            u = draws.uniform()
+        t = _timesteps(u, settings.preserve_t_min, settings.preserve_t_max)
+        eps = draws.normal(z.shape[1:])
+        pure = draws.uniform() < settings.pure_noise
+        t = torch.where(pure, _timesteps(u, steps - max(1, steps // 10), steps - 1), t)
+        t, pure = sent(t, z.device), sent(pure, z.device)
+        z_t = torch.where(pure[:, None, None, None], eps, self.schedule.add_noise(z, eps, t))
+        return z_t, t, eps
 
     def _teach(
         self,
