@@ -22,8 +22,8 @@ from .world import BENIGN, FORBIDDEN, NEAR_MISS, imagine, render
 PHRASES = Path(__file__).with_name("phrases.json")
 
 # The presets are meant for full-size models. The miniature wants a larger rate and larger batches,
-# and every arm gets the same ones: what is compared is the objective, not the budget. 4,800 pairs are
-# fewer than the 5,000 of the official run.
+# and every arm gets the same ones: what is compared is the objective, not the budget. 4,800 pairs
+# are fewer than the 5,000 of the official run.
 SCALE = {
     "data.block": 12,
     "optimiser.lr": 5e-3,
