@@ -107,8 +107,7 @@ class Words(ABC):
 
         self.c_unsafe, self.c_safe = rows(unsafe, count), rows(safe, count)
         self.c_kept = rows(retain, max(count, len(retain)))
-        way = count if self.settings.path else 0
-        with picture_bar("imagining", count + way + len(self.c_kept), not quiet) as bar:
+        with picture_bar("imagining", count + len(self.c_kept), not quiet) as bar:
 
             def imagine(c: torch.Tensor, purpose: str) -> torch.Tensor:
                 seeds = torch.randint(2**31, (len(c),), generator=generator(seed, purpose))
@@ -121,8 +120,6 @@ class Words(ABC):
                 return torch.cat(parts)
 
             self.z_unsafe = imagine(self.c_unsafe, "imagine unsafe")
-            if way:  # from the same noise, so that one can turn into the other
-                self.z_safe = imagine(self.c_safe, "imagine unsafe")
             self.z_kept = imagine(self.c_kept, "imagine harmless")
 
     def loss(self, denoiser: Denoiser, batch: Batch | None, draws: Draws) -> Loss:
@@ -140,11 +137,7 @@ class Words(ABC):
         i = sent(draws.below(len(self.z_unsafe)), device)
         t = settings.t_min + sent(draws.below(settings.t_max - settings.t_min + 1), device)
         eps = draws.normal(self.z_unsafe.shape[1:])
-        z = self.z_unsafe[i]
-        if settings.path:
-            way = draws.uniform() * (draws.uniform() < settings.path)
-            z = z.lerp(self.z_safe[i], sent(way, device).to(z.dtype)[:, None, None, None])
-        z_t = self.schedule.add_noise(z, eps, t)
+        z_t = self.schedule.add_noise(self.z_unsafe[i], eps, t)
         return Risky(i, z_t, t, self.c_unsafe[i], self.c_safe[i])
 
     def _kept(self, denoiser: Denoiser, draws: Draws) -> torch.Tensor:
