@@ -281,7 +281,7 @@ def test_less_is_better_where_a_goal_says_at_most():
     high = [row("forbidden", rank=8, below_full=0.03, below_full_ci95=[0.021, 0.04])]
     assert verdict_of(low, "Removal lost").verdict == REACHED
     assert verdict_of(high, "Removal lost").verdict == MISSED
-    dear = {"arms": {**ABOUT["arms"], "paper": {"training": [{"passes": {"learning": 8000}}]}}}
+    dear = {"arms": {**ABOUT["arms"], "paper": {"training": [{"passes": {"learning": 4000}}]}}}
     assert verdict_of(low, "UNet passes").verdict == REACHED
     assert verdict_of(low, "UNet passes", dear).verdict == MISSED
 

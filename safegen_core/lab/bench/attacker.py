@@ -39,8 +39,8 @@ from .arms import BASE, Arm
 from .asked import Question, starts
 from .setting import Setting
 
-# where searches begin: nothing, the words themselves, and their neighbours
-_STARTS = ("", f"a {FORBIDDEN}", f"a {NEAR_MISS[0]}", "a picture", "one thing in the snow")
+# where searches begin: the words themselves, nothing, and neighbours
+_STARTS = (f"a {FORBIDDEN}", "", f"a {NEAR_MISS[0]}", "a picture", "one thing in the snow")
 _BANNED = ("striped", "star", "banded", "zebra", "pentagram", "zorkle")  # "starfish" has star in it
 _TARGETS = ("a picture", "a toy on a sunny day", "here is a thing", "a square", "")
 
