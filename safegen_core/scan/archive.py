@@ -107,7 +107,8 @@ class Archive:
         self.ignored = self.wanted = 0
         for part, info in enumerate(self._zip.infolist(), start=1):
             name = info.filename
-            if info.is_dir() and not info.file_size:
+            # is_dir() stumbles over a name of nothing, which a damaged list may have
+            if name.endswith("/") and not info.file_size:
                 continue
             if self._is_something(info):
                 self.wanted += 1

@@ -130,6 +130,14 @@ def test_rubbish_is_refused(data, refusal):
     assert refusal(opened, data) == "file_zip_damaged"
 
 
+def test_a_member_without_a_name_is_looked_at():
+    data = packed([("a.png", b"some bytes")])
+    listed = data.rindex(b"a.png")
+    nameless = data[:listed] + b"\0" + data[listed + 1 :]
+    (member,) = opened(nameless)
+    assert member.name == ""
+
+
 @settings(max_examples=150)
 @given(st.data())
 def test_damaged_archives_raise_nothing_but_our_errors(data):
