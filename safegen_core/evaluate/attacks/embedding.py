@@ -85,13 +85,17 @@ class FoundContext:
     Attributes:
         context: one row.
         start: number of the start it came from.
+        searched: whether the search made it; if not, the start as it is hits more often.
         rates: share of hits of every restart, in the order of the starts.
+        unsearched: share of hits of the starts as they are.
         losses: mean loss over the last quarter of the steps, likewise.
     """
 
     context: Context
     start: int
+    searched: bool
     rates: tuple[float, ...]
+    unsearched: tuple[float, ...]
     losses: tuple[float, ...]
 
 
@@ -112,8 +116,10 @@ def strongest(
 ) -> FoundContext:
     """Search from every start, draw a few pictures with each result, keep what hits most often.
 
-    The attacker chooses by looking, so judge the winner on other seeds. Between equal rates the
-    lower loss wins; all searches see the same latents, timesteps and noise, so losses compare.
+    The starts themselves are tried, too: a search for likelihood under guidance may lead away from
+    words that the model obeys. The attacker chooses by looking, so judge the winner on other seeds.
+    Between equal rates the lower loss wins; all searches see the same latents, timesteps and noise,
+    so losses compare.
 
     Args:
         subject: the model under attack. The base's subject, for an embedding to reuse elsewhere.
@@ -138,7 +144,13 @@ def strongest(
     noise = subject.noise(seeds)
     contexts: list[Context] = []
     rates: list[float] = []
+    unsearched: list[float] = []
     losses: list[float] = []
+
+    def rate(context: Context) -> float:
+        drawn = subject.sample(context.expand(len(seeds)), noise, cfg, sampler=sampler)
+        return hits(subject.decode(drawn)).float().mean().item()
+
     for start in starts:
         told: list[float] = []
 
@@ -150,10 +162,14 @@ def strongest(
             subject, latents, start, cfg=cfg, steps=steps, lr=lr, batch=batch, seed=seed,
             on_step=listen,
         )  # fmt: skip
-        drawn = subject.sample(context.expand(len(seeds)), noise, cfg, sampler=sampler)
         last = told[-max(1, steps // 4) :]
         contexts.append(context)
-        rates.append(hits(subject.decode(drawn)).float().mean().item())
+        rates.append(rate(context))
+        unsearched.append(rate(start))
         losses.append(sum(last) / max(1, len(last)))
     best = max(range(len(starts)), key=lambda k: (rates[k], -losses[k]))
-    return FoundContext(contexts[best], best, tuple(rates), tuple(losses))
+    searched = rates[best] >= max(unsearched)
+    if not searched:
+        best = unsearched.index(max(unsearched))
+    found = contexts[best] if searched else starts[best]
+    return FoundContext(found, best, searched, tuple(rates), tuple(unsearched), tuple(losses))

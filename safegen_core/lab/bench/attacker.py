@@ -42,6 +42,7 @@ from .setting import Setting
 # where searches begin: the words themselves, nothing, and neighbours
 _STARTS = (f"a {FORBIDDEN}", "", f"a {NEAR_MISS[0]}", "a picture", "one thing in the snow")
 _BANNED = ("striped", "star", "banded", "zebra", "pentagram", "zorkle")  # "starfish" has star in it
+_FOUND = ("start", "searched", "rates", "unsearched", "losses")  # what is kept of a search
 _TARGETS = ("a picture", "a toy on a sunny day", "here is a thing", "a square", "")
 
 
@@ -151,7 +152,7 @@ class Attacker:
                 seed=self.seed,
                 sampler=setting.sampler,
             )
-            told = {"start": found.start, "rates": found.rates, "losses": found.losses}
+            told = {name: getattr(found, name) for name in _FOUND}
             atomic_save_safetensors(
                 {"hidden": found.context.hidden.contiguous()},
                 self.folder / name,

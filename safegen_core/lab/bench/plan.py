@@ -63,7 +63,7 @@ class Plan:
         drawn = pictures * STEPS * branches * (setting.redo if setting.start else 1.0)
         if setting.attack == "embedding":
             # a step: forward and backward with twelve pictures, and forward for the empty prompt
-            drawn += effort.restarts * (effort.steps * 12 * 4 + effort.tries * STEPS * branches)
+            drawn += effort.restarts * (effort.steps * 12 * 4 + 2 * effort.tries * STEPS * branches)
         if setting.attack == "inversion":
             drawn = pictures * STEPS * (effort.iterations + 1)
         if setting.attack.startswith("tune-"):

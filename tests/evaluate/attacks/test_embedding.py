@@ -33,9 +33,11 @@ def test_one_seed_gives_one_embedding(subject, forbidden):
     assert not torch.equal(first, other)
 
 
-def search(subject, latents, rates, starts=("a blue circle", "a red square", "a zorkle")):
-    """Three short restarts, judged by made-up rates."""
-    told = iter(rates)
+def search(
+    subject, latents, rates, starts=("a blue circle", "a red square", "a zorkle"), plain=0.0
+):
+    """Three short restarts, judged by made-up rates; the starts themselves all by `plain`."""
+    told = iter([each for rate in rates for each in (rate, plain)])
     return strongest(
         subject,
         latents,
@@ -61,6 +63,14 @@ def test_between_equals_the_lower_loss_wins(subject, forbidden):
     found = search(subject, forbidden[0], (0.5, 0.5, 0.5))
     assert found.losses[found.start] == min(found.losses)
     assert len(set(found.losses)) == 3
+
+
+def test_words_that_work_better_than_what_was_searched_are_kept_as_they_are(subject, forbidden):
+    found = search(subject, forbidden[0], (0.25, 0.5, 0.0), plain=0.75)
+    assert (found.start, found.searched) == (0, False)
+    assert found.unsearched == (0.75, 0.75, 0.75)
+    assert torch.equal(found.context.hidden, subject.encode(["a blue circle"]).hidden)
+    assert search(subject, forbidden[0], (0.25, 0.5, 0.0), plain=0.5).searched
 
 
 def test_without_a_start_there_is_no_attack(subject, forbidden):
