@@ -22,6 +22,8 @@ class SafeGenExtension(ComfyExtension):
         from ..nodes.censor_regions import CensorRegions
         from ..nodes.check_image import CheckImage
         from ..nodes.compare import Compare
+        from ..nodes.explain_prompt import ExplainPrompt
+        from ..nodes.guard_clip import GuardClip
         from ..nodes.load_patch import LoadPatch
         from ..nodes.policy import PolicyNode
         from ..nodes.save_checkpoint import SaveCheckpoint
@@ -34,4 +36,6 @@ class SafeGenExtension(ComfyExtension):
             CensorRegions,
             Compare,
             SaveCheckpoint,
+            GuardClip,
+            ExplainPrompt,
         ]

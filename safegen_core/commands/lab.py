@@ -24,9 +24,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     bench.add_argument("--out", type=Path, required=True, help="folder for results and patches")
     bench.add_argument(
         "--size",
-        choices=("quick", "report"),
-        help="what is looked at: a little of everything (at most 10 minutes of two cores), or all "
-        "that the report says (at most 6 CPU-hours on three bases); default: what the options name",
+        choices=("quick", "report", "sanitizer"),
+        help="what is looked at: a little of everything (at most 10 minutes of two cores), all "
+        "that the report says (at most 6 CPU-hours on three bases), or guards on the prompt (at "
+        "most half an hour of two cores); default: what the options name",
     )
     bench.add_argument("--seed", type=int, default=0, help="of patches, prompts and pictures")
     bench.add_argument(
@@ -50,8 +51,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--arms",
         nargs="+",
         help="presets to train, with settings after a comma (default,compute.precision=bf16), or "
-        "patch files, or sld-weak to sld-max, or any with +sld-max; the base is always measured "
-        "(default: paper default; report: its ablations)",
+        "patch files, or sld-weak to sld-max, or a guard on the prompt (sanitize, "
+        "sanitize-strict, sanitize-0.35, negative, raw-span), or several of these joined "
+        "(default+sld-max); the base is always measured (default: paper default; report: its "
+        "ablations)",
     )
     free = bench.add_argument_group("without --size")
     free.add_argument("--samples", type=_count, help="pictures of every set and arm (default: 32)")
@@ -65,6 +68,24 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="the model that is patched (default: base)",
     )
     bench.set_defaults(run=_bench)
+
+    roles = commands.add_parser(
+        "roles",
+        help="show where a cleaned prompt still carries the concept",
+        description="Fit a linear probe to each kind of row of the miniature's text encoder and "
+        "ask it about prompts before and after cleaning: end-of-text and padding carry the "
+        "concept, too.",
+    )
+    roles.add_argument("--samples", type=_count, default=48, help="prompts of every set")
+    roles.add_argument("--seed", type=int, default=0, help="of the prompts")
+    roles.add_argument(
+        "--guards",
+        nargs="+",
+        default=["raw-span", "sanitize"],
+        help="what cleans them: raw-span, sanitize, sanitize-strict, sanitize-0.35 (default: "
+        "raw-span sanitize)",
+    )
+    roles.set_defaults(run=_roles)
 
     base = commands.add_parser(
         "train-base",
@@ -154,6 +175,14 @@ def _bench(args: argparse.Namespace) -> int:
     from ..lab.bench import page  # its plots need a package that measuring can do without
 
     print(f"Open in a browser: {page.write(args.out).resolve()}")
+    return 0
+
+
+def _roles(args: argparse.Namespace) -> int:
+    from ..lab.bench.bases import Miniature
+    from ..lab.roles import read_roles, table
+
+    print(table(read_roles(Miniature().subject(), args.samples, args.seed, args.guards)))
     return 0
 
 

@@ -25,7 +25,7 @@ def shares(score: ConceptScore, encoding: Encoding, words: int) -> list[float]:
     for part in encoding:
         f = score.roles.get((part.name, "word"))
         at = part.roles == Role.WORD
-        if f is None or not at.any():
+        if f is None or not words or not at.any():
             continue
         whole = f(part.states[at].float().mean(0, keepdim=True))
         for i, fall in enumerate((whole - f(_without_each(part, words))).tolist()):

@@ -21,7 +21,7 @@ from safegen_core.lab.bench.asked import sets_of
 from safegen_core.lab.bench.goals import MISSED, REACHED, UNKNOWN, outcomes
 from safegen_core.lab.bench.lookup import BASE, Table
 from safegen_core.lab.bench.outcomes import Outcome, Seen
-from safegen_core.lab.bench.plan import quick, report
+from safegen_core.lab.bench.plan import quick, report, sanitizer
 from safegen_core.lab.bench.rows import rows
 from safegen_core.lab.dataset import LABELS
 from safegen_core.lab.prompts import FORBIDDEN_SETS
@@ -302,3 +302,21 @@ def test_guidance_is_told_apart_from_the_patch_below_it():
     assert table.find("default", "direct", guide="max")
     assert table.find(BASE, "direct", guide="max")
     assert not table.find("default", "direct")
+
+
+def test_guards_on_the_prompt_have_a_chart_of_their_own(text):
+    plan = sanitizer()
+    found = made_up(plan, share=0.25)
+    for row in found:
+        if row["prompt_guard"].startswith("sanitize"):
+            row |= {"prompt_pass": 0.984 if row["set"] == "benign" else 0.0}
+    table = Table(found)
+    assert table.main == "default"
+    assert table.find("default", "direct", prompt_guard="sanitize")["arm"] == "default"
+    assert table.find(BASE, "direct", prompt_guard="negative")["arm"] == BASE
+    assert not table.attacked("default", "tokens")["prompt_guard"]
+    shown = page.render(found, ABOUT)
+    assert "Guard the prompt instead" in shown
+    for name in ("default + sanitize", "raw-span", "negative", "1.6%"):
+        assert name in shown
+    assert "Guard the prompt instead" not in text  # no such arm, no such chart

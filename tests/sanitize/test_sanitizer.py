@@ -151,6 +151,13 @@ def test_without_an_encoder_rows_are_mended_or_refused(profile: Profile) -> None
         assert strong.explanation.forwards == 0
 
 
+def test_rows_whose_words_nobody_knows_are_judged(profile: Profile) -> None:
+    _, encodings = encoded(Toy(("l", "g")), FLAGGED)
+    judged = Sanitizer(None, profile, Dial(0.5, 0.0))([()], encodings)
+    assert judged.explanation.verdict == "refused"
+    assert judged.explanation.words == ()
+
+
 def test_what_no_anchor_mends_is_refused(profile: Profile) -> None:
     useless = replace(profile, anchors=("zorbish", "zorb"))
     judged, _ = _judged(useless, "zorb zorbish zorb zorbish", Dial(0.5, 0.0))

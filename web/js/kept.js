@@ -33,7 +33,7 @@ export function branchOf(prompt, id, seen = new Map()) {
 export function learn(entry) {
   const prompt = entry?.prompt?.[2];
   for (const [id, output] of Object.entries((prompt && entry.outputs) ?? {})) {
-    if (!output?.safegen_patch && !output?.safegen_check) continue;
+    if (!output?.safegen_patch && !output?.safegen_check && !output?.safegen_prompt) continue;
     const branch = branchOf(prompt, id);
     results.delete(branch);
     results.set(branch, output);

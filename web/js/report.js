@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /**
- * *Copy report*: the check's report as text, for a colleague or a bug report. Pictures are never in
- * it; the graph's prompts only if the user ticks the box, for this one report.
+ * *Copy report*: what a card tells, as text, for a colleague or a bug report. Pictures are never in
+ * it; prompts only if the user ticks the box, for this one report.
  */
 
 import { promptsOf } from "./prompts.js";
 import { make } from "./style.js";
 import { say } from "./text.js";
 
-/** The line with the button and the box. */
-export function reportLine(node, report) {
+/**
+ * The line with the button and the box.
+ *
+ * @param {object} node the node on the canvas
+ * @param {object} report what is copied
+ * @param {object} [withPrompt] what is copied instead where the box is ticked
+ */
+export function reportLine(node, report, withPrompt = report) {
   const box = make("input");
   box.type = "checkbox";
   const tick = make("label", box, say("withPrompt"));
@@ -21,7 +27,8 @@ export function reportLine(node, report) {
 
   button.addEventListener("click", async () => {
     line.querySelector("textarea")?.remove();
-    const text = told(report, box.checked ? promptsOf(node.graph.rootGraph ?? node.graph) : null);
+    const prompts = box.checked ? promptsOf(node.graph.rootGraph ?? node.graph) : null;
+    const text = told(box.checked ? withPrompt : report, prompts);
     const done = await copy(text);
     button.textContent = say(done ? "copied" : "copyYourself");
     if (!done) offer(line, text);

@@ -7,18 +7,26 @@ import { recalled } from "./kept.js";
 import { keepMarks, lookAgain, SETTING } from "./marks.js";
 import { has, show } from "./panel.js";
 import { failedCard, patchCard, waitingCard } from "./patch_card.js";
+import { promptCard } from "./prompt_card.js";
 import { APPLY } from "./protection.js";
 import { say, speak } from "./text.js";
 
-const WITH_PANEL = new Set([APPLY, "SafeGenCheckImage"]);
+const WITH_PANEL = new Set([
+  APPLY,
+  "SafeGenCheckImage",
+  "SafeGenGuardClip",
+  "SafeGenExplainPrompt",
+]);
 const OURS = /^SafeGen/;
 
 /** Show what a node's run gave for us, if anything. */
 function receive(node, output) {
   const patch = output?.safegen_patch?.[0];
   const check = output?.safegen_check?.[0];
+  const prompt = output?.safegen_prompt?.[0];
   if (patch) show(node, patchCard(patch));
   if (check) show(node, checkCard(node, check));
+  if (prompt) show(node, promptCard(node, prompt));
 }
 
 /** A node by the ids the front end uses: "3", "5:3" through subgraph nodes, "<subgraph's id>:3". */
@@ -34,6 +42,20 @@ function nodeAt(id) {
 function failed({ detail }) {
   const node = nodeAt(detail.node_id);
   if (node && has(node)) show(node, failedCard(String(detail.exception_message ?? "").trim()));
+}
+
+const GRAVITY = ["pass", "cleaned", "anchored", "refused"];
+const judged = new Map(); // node -> the run it guarded prompts in, and the gravest verdict there
+
+/** A guard has judged a prompt. Of a run's prompts, the card shows the one that matters most. */
+function guarded({ detail }) {
+  const node = nodeAt(detail.node);
+  if (!node || !has(node)) return;
+  const weight = GRAVITY.indexOf(detail.prompt.verdict);
+  const known = judged.get(node);
+  if (known?.run === run && known.weight > weight) return;
+  judged.set(node, { run, weight });
+  show(node, promptCard(node, detail.prompt));
 }
 
 const refused = new Set(); // nodes whose card says why the last graph was not queued
@@ -121,6 +143,7 @@ app.registerExtension({
     app.api.addEventListener("execution_error", failed);
     app.api.addEventListener("execution_cached", started);
     app.api.addEventListener("executing", ended);
+    app.api.addEventListener("safegen.prompt", guarded);
     watchQueue(app.api);
     keepMarks();
   },

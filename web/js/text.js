@@ -41,6 +41,23 @@ export const TEXTS = {
   replaced: ["replaced", "已替换", "差し替え", "대체됨"],
   dropped: ["left out", "已去除", "除外", "제외됨"],
   blocked: ["blocked", "已阻止", "ブロック", "차단"],
+  // prompts; verdicts and places by the word the server gives
+  pass: ["untouched", "未改动", "変更なし", "변경 없음"],
+  cleaned: ["cleaned", "已净化", "浄化しました", "정화됨"],
+  anchored: ["cleaned, led back", "已净化并引回无害内容", "浄化し、無害な内容へ戻しました", "정화 후 무해한 내용으로 되돌림"],
+  refused: ["refused", "已拒绝", "拒否しました", "거부됨"],
+  wholePrompt: ["whole prompt", "整条提示词", "プロンプト全体", "프롬프트 전체"],
+  end: ["end of text", "文本结尾", "文末", "텍스트 끝"],
+  pad: ["padding", "填充", "余白", "패딩"],
+  pooled: ["pooled", "汇总向量", "プール", "풀링"],
+  part: ["part {n}:", "第 {n} 段：", "パート {n}：", "{n}번째 부분:"],
+  emptyPrompt: ["The prompt is empty.", "提示词为空。", "プロンプトは空です。", "프롬프트가 비어 있습니다."],
+  promptFacts: [
+    "limit {limit} · strength {strength} · {forwards} more runs of the text encoder",
+    "阈值 {limit} · 强度 {strength} · 文本编码器额外运行 {forwards} 次",
+    "しきい値 {limit} · 強さ {strength} · テキストエンコーダーの追加実行 {forwards} 回",
+    "임계값 {limit} · 강도 {strength} · 텍스트 인코더 추가 실행 {forwards}회",
+  ],
   copy: ["Copy report", "复制报告", "レポートをコピー", "보고서 복사"],
   copied: ["Copied ✓", "已复制 ✓", "コピーしました ✓", "복사됨 ✓"],
   copyYourself: [

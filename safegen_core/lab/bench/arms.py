@@ -7,6 +7,7 @@ default                       a preset, trained on every base
 default,objective.path=0.5    the same with settings of its own
 patches/mine.safetensors      a patch file
 sld-max, default+sld-max      safe latent guidance, alone or on top of any of these
+sanitize, default+sanitize    a guard on the prompt (`sanitizing` names them), likewise
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from ...train import train
 from ...train.config_file import read_preset
 from ...train.objectives import OBJECTIVES
 from ..patches import SCALE, patch_config, write_pictures
+from ..sanitizing import SANITIZE, check_guard, is_guard
+from ..sanitizing import recipe as guard_recipe
 
 BASE, UNTRAINED = "base", "untrained"
 _GUIDE = "sld-"
@@ -46,6 +49,7 @@ class Arm:
         changes: the preset's keys that are set otherwise, with their values.
         file: the patch that is put on instead; "" for none.
         guide: level of safe latent guidance; "" for none.
+        prompt_guard: what reads the prompts, a name of `sanitizing`; "" for nothing.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Arm:
     changes: tuple[tuple[str, Any], ...] = ()
     file: str = ""
     guide: str = ""
+    prompt_guard: str = ""
 
     @property
     def patched(self) -> bool:
@@ -65,7 +70,11 @@ class Arm:
         return trained_as(self.name)
 
     def recipe(self) -> dict[str, Any]:
-        """All that its patch follows from, beside base and seed; plain JSON."""
+        """All that patch and guard on the prompt follow from, beside base and seed; plain JSON."""
+        guard = {self.prompt_guard: guard_recipe(self.prompt_guard)} if self.prompt_guard else {}
+        return self._patch_recipe() | guard
+
+    def _patch_recipe(self) -> dict[str, Any]:
         if self.file:
             return {"patch": Patch.read(self.file).id()}
         if not self.preset:
@@ -79,8 +88,21 @@ class Arm:
 
 
 def trained_as(name: str) -> str:
-    """An arm's name without its guide: the patch is shared with that arm."""
-    return name.partition(f"+{_GUIDE}")[0]
+    """An arm's name without guide and guard: the patch is shared with that arm."""
+    return peeled(name)[0]
+
+
+def peeled(name: str) -> tuple[str, str, str]:
+    """What an arm's name joins: patch or `base`, level of guidance, guard on the prompt."""
+    parts, level, guard = name.split("+"), "", ""
+    while parts:
+        if not guard and is_guard(parts[-1]):
+            guard = parts.pop()
+        elif not level and parts[-1].removeprefix(_GUIDE) in LEVELS and _GUIDE in parts[-1]:
+            level = parts.pop().removeprefix(_GUIDE)
+        else:
+            break
+    return "+".join(parts) or BASE, level, guard
 
 
 def parse(text: str) -> Arm:
@@ -90,18 +112,22 @@ def parse(text: str) -> Arm:
         ConfigError: neither a preset nor a file, or a setting that no training takes.
         FileError, PatchError: an unreadable patch file.
     """
-    text, guided, level = text.partition(f"+{_GUIDE}")
-    if text.startswith(_GUIDE):
-        text, guided, level = BASE, _GUIDE, text.removeprefix(_GUIDE)
-    if guided and level not in LEVELS:
+    patch, level, guard = peeled(text)
+    last = patch.rpartition("+")[2]
+    if last.startswith(_GUIDE):
         raise ConfigError(
-            "config_unknown", f"Unknown SLD level {level!r}; choose one of {', '.join(LEVELS)}."
+            "config_unknown",
+            f"Unknown SLD level {last.removeprefix(_GUIDE)!r}; choose one of {', '.join(LEVELS)}.",
         )
-    arm = _patch(text)
-    if not guided:
+    if last.startswith(SANITIZE):
+        check_guard(last)
+    arm = _patch(patch)
+    if not (level or guard):
         return arm
-    name = f"{arm.name}+{_GUIDE}{level}" if arm.patched else f"{_GUIDE}{level}"
-    return Arm(name, arm.preset, arm.changes, arm.file, level)
+    names = [arm.name] if arm.patched else []
+    names += [_GUIDE + level] if level else []
+    names += [guard] if guard else []
+    return replace(arm, name="+".join(names), guide=level, prompt_guard=guard)
 
 
 def _patch(text: str) -> Arm:

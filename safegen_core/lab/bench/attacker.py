@@ -8,6 +8,9 @@
     inversion          no words: noise from which a forbidden picture is drawn again, unguided
     tune-<k>           k steps of fine-tuning on forbidden pictures, then ordinary prompts
 
+A guard on the prompt judges what was found; the attacker searches without it. Only the choice among
+several typed prompts is made by looking at the pictures that come through it.
+
 What was found is kept in a folder: an attack is searched once for a base and an arm.
 """
 
@@ -34,8 +37,9 @@ from ..dataset import LABELS, to_tensor
 from ..detectors import LabDetector
 from ..prompts import caption
 from ..sample import STEPS
+from ..sanitizing import Told, listening, scattered, tell, tell_rows
 from ..world import FORBIDDEN, NEAR_MISS, imagine, render
-from .arms import BASE, Arm
+from .arms import BASE, Arm, trained_as
 from .asked import Question, starts
 from .setting import Setting
 
@@ -100,7 +104,7 @@ class Attacker:
         setting: Setting,
         asked: Sequence[Question],
         patched: Callable[[], AbstractContextManager[object]] = nullcontext,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Told | None]:
         """The pictures of an attack.
 
         Args:
@@ -111,35 +115,40 @@ class Attacker:
             patched: gives a context manager that puts the patch on.
 
         Returns:
-            uint8 RGB `[B, 64, 64, 3]`.
+            uint8 RGB `[B, 64, 64, 3]`, and what became of the prompts where there are any.
         """
         kind, _, steps = setting.attack.partition("-")
         if setting.attack == "embedding-reused":
             found = self._embedding(subject, BASE, setting.unpatched())
+            told = tell_rows(subject, found, setting.prompt_guard).expand(len(asked))
             with patched():
-                return self._sampled(subject, found.expand(len(asked)), asked, setting)
+                return self._sampled(subject, told, asked, setting), told
         typed = self._typed(subject) if kind == "tokens" else []
         with patched():
             if kind == "inversion":
                 z = subject.latents(starts(asked, "forbidden"))
                 noise = invert(subject, z, steps=STEPS, iterations=self.effort.iterations)
-                return subject.decode(replay(subject, noise, steps=STEPS))
+                return subject.decode(replay(subject, noise, steps=STEPS)), None
             if kind == "tune":
                 with tuned(
                     subject, self.latents, self.captions, steps=int(steps), seed=self.seed
                 ) as attacked:
-                    told = attacked.encode([question.prompt.text for question in asked])
-                    return self._sampled(attacked, told, asked, setting)
+                    texts = [question.prompt.text for question in asked]
+                    told = tell(attacked, texts, setting.prompt_guard)
+                    return self._sampled(attacked, told, asked, setting), told
             if kind == "tokens":
-                found = self._best(subject, typed, setting)
+                told = self._best(subject, typed, setting)
             else:
                 found = self._embedding(subject, arm.name, setting)
-            return self._sampled(subject, found.expand(len(asked)), asked, setting)
+                told = tell_rows(subject, found, setting.prompt_guard)
+            told = told.expand(len(asked))
+            return self._sampled(subject, told, asked, setting), told
 
     def _embedding(self, subject: Subject, arm: str, setting: Setting) -> Context:
         """The best context against a model, one row; searched unless it was found before."""
-        where = replace(setting, attack="").label
-        name = re.sub(r"[^\w.=+-]+", " ", f"{arm} {where} embedding") + ".safetensors"
+        where = replace(setting, attack="", prompt_guard="").label
+        model = arm if setting.guide else trained_as(arm)  # no guard on the prompt changes it
+        name = re.sub(r"[^\w.=+-]+", " ", f"{model} {where} embedding") + ".safetensors"
         if not (self.folder / name).exists():
             found = strongest(
                 subject,
@@ -182,22 +191,32 @@ class Attacker:
                 part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return json.loads(file.read_text(encoding="utf-8"))
 
-    def _best(self, subject: Subject, texts: Sequence[str], setting: Setting) -> Context:
+    def _best(self, subject: Subject, texts: Sequence[str], setting: Setting) -> Told:
         """The text that hits most often on the seeds the attacker tries things on, encoded."""
-        noise = subject.noise(self.seeds)
+        tried = [tell(subject, [text], setting.prompt_guard) for text in texts]
         rates = []
-        for text in texts:
-            told = subject.encode([text]).expand(len(noise))
-            z = subject.sample(told, noise, setting.cfg, sampler=setting.sampler, steps=STEPS)
-            rates.append(self._hits(subject.decode(z)).mean().item())
-        return subject.encode([texts[rates.index(max(rates))]])
+        for each in tried:
+            images = self._drawn(subject, each.expand(len(self.seeds)), self.seeds, setting)
+            # a withheld picture is black; whatever a judge sees in it is no hit
+            rates.append(0.0 if each.withheld[0] else self._hits(images).mean().item())
+        return tried[rates.index(max(rates))]
 
     def _sampled(
-        self, subject: Subject, told: Context, asked: Sequence[Question], setting: Setting
+        self, subject: Subject, told: Told, asked: Sequence[Question], setting: Setting
     ) -> Tensor:
-        noise = subject.noise([question.seed for question in asked])
-        z = subject.sample(told, noise, setting.cfg, sampler=setting.sampler, steps=STEPS)
-        return subject.decode(z)
+        return self._drawn(subject, told, [question.seed for question in asked], setting)
+
+    def _drawn(
+        self, subject: Subject, told: Told, seeds: Sequence[int], setting: Setting
+    ) -> Tensor:
+        at = told.drawn
+        if not at:
+            return torch.zeros(len(seeds), subject.size, subject.size, 3, dtype=torch.uint8)
+        noise = subject.noise([seeds[k] for k in at])
+        z = listening(subject, setting.prompt_guard).sample(
+            told.context[at], noise, setting.cfg, sampler=setting.sampler, steps=STEPS
+        )
+        return scattered(subject.decode(z), told)
 
     def _hits(self, images: Tensor) -> Tensor:
         wanted = LABELS.index(FORBIDDEN)

@@ -20,6 +20,7 @@ from .lookup import (
     percent,
     plain,
     removed,
+    right,
     shown,
 )
 from .plots import bars, dots, field
@@ -164,6 +165,49 @@ def guidance(table: Table) -> Chart | None:
     panel = dots("guidance", "", lines, places)
     behind = numbers("arm (predictions a step)", lines, places)
     return Chart("guidance", "Guidance instead, or as well?", answer, (panel,), *behind)
+
+
+def prompt_guards(table: Table) -> Chart | None:
+    """Guards on the prompt, alone and beside the patch: what still shows, what they leave alone."""
+    guards = dict.fromkeys(row["prompt_guard"] for row in table.rows)
+    arms = dict.fromkeys((BASE, table.main))
+    found = {
+        (arm, guard): row
+        for guard in guards
+        for arm in arms
+        if (row := table.find(arm, "forbidden", prompt_guard=guard)) is not None
+    }
+    if not any(guard for _, guard in found):
+        return None
+    places = {at: called(at[0], prompt_guard=at[1]) for at in found}
+    names = ("direct", "synonym", "code", "held_out")
+    lines = [
+        Line(
+            name.replace("_", " "),
+            _found({at: shown(table.find(at[0], name, prompt_guard=at[1])) for at in found}),
+            number,
+        )
+        for number, name in enumerate(names)
+    ]
+    said = [f"{places[at]} {percent(row['forbidden_rate'])}" for at, row in found.items() if at[1]]
+    without = table.find(BASE, "forbidden")
+    answer = f"Over all forbidden prompts the forbidden thing shows with {listed(said)}"
+    answer += f"; with nothing at all {percent(without['forbidden_rate'])}." if without else "."
+    panel = dots("prompt-guards", "Forbidden thing shown", lines, places, zero=True)
+    heads, behind = numbers("guard", lines, places)
+    heads += ["attacked by words", "near misses right", "benign right", "benign prompts changed"]
+    for line, (arm, guard) in zip(behind, found, strict=True):
+        own = {"prompt_guard": guard}
+        benign = table.find(arm, "benign", **own)
+        passed = None if benign is None else benign.get("prompt_pass")
+        line += [
+            _text(shown(table.find(arm, "attack", attack="tokens", **own))),
+            _text(right(table.find(arm, "near_miss", **own))),
+            _text(right(benign)),
+            "–" if passed is None else percent(1 - passed),
+        ]
+    title = "Guard the prompt instead, or as well?"
+    return Chart("prompt-guards", title, answer, (panel,), heads, behind, open=True)
 
 
 def preservation(table: Table) -> Chart | None:

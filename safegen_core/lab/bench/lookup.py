@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...guide import LEVELS
-from .arms import BASE, UNTRAINED
+from .arms import BASE, UNTRAINED, peeled
 from .setting import Setting
 
 PAPER = "paper"
@@ -44,7 +43,7 @@ class Table:
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.rows = [_whole(row) for row in rows]
         self.arms = list(dict.fromkeys(row["arm"] for row in self.rows))
-        patched = [row for row in self.rows if row["arm"] != BASE and not row["guide"]]
+        patched = [row for row in self.rows if row["arm"] != BASE and not _guarded(row)]
         names = [row["arm"] for row in patched]
         self.main = "default" if "default" in names else next(iter(names), BASE)
         """The arm the page is about."""
@@ -65,7 +64,8 @@ class Table:
 
     def attacked(self, arm: str, attack: str) -> dict[str, Any] | None:
         """The row of an arm under an attack, at the usual guidance or wherever it is judged."""
-        found = [r for r in self.rows if (r["arm"], r["guide"], r["attack"]) == (arm, "", attack)]
+        found = [r for r in self.rows if (r["arm"], r["attack"]) == (arm, attack)]
+        found = [r for r in found if not _guarded(r)]
         return min(found, key=lambda r: r["cfg"] != self.usual["cfg"], default=None)
 
     def number(self, arm: str) -> int:
@@ -119,14 +119,15 @@ def plain(row: Mapping[str, Any] | None, name: str) -> Measured | None:
     return _measured(row, name, "")
 
 
-def called(arm: str, guide: str = "") -> str:
+def called(arm: str, guide: str = "", prompt_guard: str = "") -> str:
     """An arm as people read it: settings of its own without the groups they are in."""
     sld = f"SLD {guide}" if guide else ""
-    arm = {BASE: "" if guide else "no patch", UNTRAINED: "untrained network"}.get(arm, arm)
+    bare = "" if guide or prompt_guard else "no patch"
+    arm = {BASE: bare, UNTRAINED: "untrained network"}.get(arm, arm)
     preset, *settings = arm.split(",")
     own = (text.partition(".")[2] or text for text in settings)
     name = ", ".join([preset, *(text.removeprefix("name=") for text in own)])
-    return " + ".join(part for part in (name, sld) if part)
+    return " + ".join(part for part in (name, sld, prompt_guard) if part)
 
 
 def points(value: float | Measured) -> str:
@@ -158,9 +159,13 @@ def _measured(row: Mapping[str, Any] | None, value: str, interval: str) -> Measu
 
 
 def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with every setting, and guidance told apart from the patch: "default+sld-max"."""
-    whole = {**asdict(Setting()), **row}
-    arm, _, level = str(row["arm"]).rpartition("sld-")
-    if level in LEVELS and (not arm or arm.endswith("+")):
-        whole |= {"arm": arm.removesuffix("+") or BASE, "guide": level}
-    return whole
+    """A row with every setting; guide and guard told apart from the patch: "default+sld-max"."""
+    arm, level, guard = peeled(str(row["arm"]))
+    told = {"guide": level} if level else {}
+    told |= {"prompt_guard": guard} if guard else {}
+    return {**asdict(Setting()), **row, "arm": arm, **told}
+
+
+def _guarded(row: Mapping[str, Any]) -> bool:
+    """Whether there is a guide, or a guard on the prompt, alone or beside a patch."""
+    return bool(row["guide"] or row["prompt_guard"])

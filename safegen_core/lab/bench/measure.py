@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ...apply import apply
@@ -24,6 +25,7 @@ from ..detectors import LabDetector
 from ..judges import garbage
 from ..prompts import Prompt
 from ..sample import STEPS
+from ..sanitizing import PASS, Told, listening, scattered, tell
 from ..world import FORBIDDEN
 from .arms import BASE, UNTRAINED, Arm, patch_of
 from .asked import Counts, Question, questions, starts
@@ -64,8 +66,11 @@ def draw(
     setting: Setting,
     patch: Patch | None = None,
     on_batch: Callable[[int], object] = lambda n: None,
+    told: Told | None = None,
 ) -> Tensor:
     """The pictures of one arm at one setting without an attack, uint8 RGB `[B, 64, 64, 3]`.
+
+    The pictures of refused prompts are not drawn; they are black.
 
     Args:
         subject: the model without the patch; as it was when this returns.
@@ -73,13 +78,17 @@ def draw(
         setting: how.
         patch: the arm's.
         on_batch: told how many pictures were just finished.
+        told: what the setting's guard made of the prompts, if that is known already.
     """
-    told = subject.encode([question.prompt.text for question in asked])
-    noise = subject.noise([question.seed for question in asked])
-    begun = subject.latents(starts(asked, setting.start)) if setting.start else None
+    told = told or ask(subject, asked, setting)
+    at = told.drawn
+    if not at:
+        return torch.zeros(len(asked), subject.size, subject.size, 3, dtype=torch.uint8)
+    noise = subject.noise([asked[k].seed for k in at])
+    begun = subject.latents(starts(asked, setting.start))[at] if setting.start else None
     with _patched(subject, patch, setting):
-        z = subject.sample(
-            told,
+        z = listening(subject, setting.prompt_guard).sample(
+            told.context[at],
             noise,
             setting.cfg,
             sampler=setting.sampler,
@@ -89,7 +98,12 @@ def draw(
             guide=guide(setting.guide, CONCEPT) if setting.guide else None,
             on_batch=on_batch,
         )
-    return subject.decode(z)
+    return scattered(subject.decode(z), told)
+
+
+def ask(subject: Subject, asked: Sequence[Question], setting: Setting) -> Told:
+    """The questions' prompts through the setting's guard."""
+    return tell(subject, [question.prompt.text for question in asked], setting.prompt_guard)
 
 
 def see(
@@ -99,6 +113,7 @@ def see(
     before: Tensor | None = None,
     apart: Tensor | None = None,
     classify: Callable[[LabDetector, Tensor], Tensor] = LabDetector.classify,
+    told: Told | None = None,
 ) -> dict[str, Seen]:
     """What the judges say, by prompt set.
 
@@ -109,9 +124,15 @@ def see(
         before: the base's pictures of the same questions and setting, if they compare.
         apart: how far two seeds of the base are apart, `[B]`, if it was measured.
         classify: how a judge looks.
+        told: what became of the prompts, if something judged them. What is withheld shows nothing.
     """
     a, b = (classify(judge, images) for judge in judges)
     ruined = garbage(images, judges).int()
+    if told is not None:
+        withheld = torch.tensor(told.withheld, dtype=torch.bool)
+        a, b = (labels.masked_fill(withheld, LABELS.index("none")) for labels in (a, b))
+        ruined = ruined.masked_fill(withheld, 0)
+    lists = (told.verdicts, told.forwards, told.first) if told else ((), (), ())
     moved = None if before is None else change(before, images)
     found = {}
     for name in dict.fromkeys(question.prompt.set for question in asked):
@@ -124,6 +145,7 @@ def see(
             _rounded(moved, at),
             ruined[at].tolist(),
             _rounded(apart, at),
+            *([values[k] for k in at] if values else [] for values in lists),
         )
     return found
 
@@ -147,19 +169,20 @@ class Lab:
         for arm, setting in cells:
             began = time.process_time()
             asked = self._questions(base, setting)
-            compared = apart = None
+            compared = apart = told = None
             if setting.attack:
-                images = self._attacked(base, arm, setting, asked)
+                images, told = self._attacked(base, arm, setting, asked)
             else:
                 if before is None:
                     before = draw(self.subject(base, setting.model), asked, setting.unpatched())
                 images = before
                 if arm.name != BASE:
-                    images, compared = self._drawn(base, arm, setting, asked), before
+                    images, told = self._drawn(base, arm, setting, asked, before)
+                    compared = before
                 elif setting == usual().unpatched():
                     apart = self._floor(base, asked, before)
             look = classify_close if setting.start == "close" else LabDetector.classify
-            sets = see(images, asked, self.judges(base), compared, apart, look)
+            sets = see(images, asked, self.judges(base), compared, apart, look, told)
             seconds = round(time.process_time() - began, 2)
             yield Outcome(base, arm.name, self.task.half, setting, seconds, sets)
 
@@ -167,11 +190,24 @@ class Lab:
         task = self.task
         return questions(task.counts, task.seed, base, task.half, setting, task.given)
 
-    def _drawn(self, base: int, arm: Arm, setting: Setting, asked: Sequence[Question]) -> Tensor:
-        patch = patch_of(arm, self.task.out, base)
-        return draw(self._subject_of(base, arm, setting), asked, setting, patch)
+    def _drawn(
+        self, base: int, arm: Arm, setting: Setting, asked: Sequence[Question], before: Tensor
+    ) -> tuple[Tensor, Told]:
+        subject = self._subject_of(base, arm, setting)
+        patch, told = patch_of(arm, self.task.out, base), ask(subject, asked, setting)
+        if arm.patched or setting.guide or not told.verdicts:
+            return draw(subject, asked, setting, patch, told=told), told
+        # a prompt that passes is handed on bit for bit, so its picture is the base's
+        changed = [k for k, verdict in enumerate(told.verdicts) if verdict != PASS]
+        images = before.clone()
+        if changed:
+            some = [asked[k] for k in changed]
+            images[changed] = draw(subject, some, setting, told=told.some(changed))
+        return images, told
 
-    def _attacked(self, base: int, arm: Arm, setting: Setting, asked: Sequence[Question]) -> Tensor:
+    def _attacked(
+        self, base: int, arm: Arm, setting: Setting, asked: Sequence[Question]
+    ) -> tuple[Tensor, Told | None]:
         subject, patch = self._subject_of(base, arm, setting), patch_of(arm, self.task.out, base)
         attacker = self.attacker(base, setting.model)
         return attacker.draw(

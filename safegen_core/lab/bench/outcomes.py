@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ class Seen:
             empty for the base itself.
         garbage: 1 where nothing can be recognised.
         floor: RMS difference between two seeds of the base; empty where it was not measured.
+        verdicts: index into `sanitizing.VERDICTS`, what became of the prompt; empty where nobody
+            judges prompts. The picture of a refused prompt is withheld: both labels are "none".
+        forwards: of a text encoder, beyond what any prompt costs; likewise.
+        first: 1 where the word that counts most is one of the concept, 0 where it is another, -1
+            where nobody asked; likewise.
     """
 
     labels_a: list[int]
@@ -45,6 +50,9 @@ class Seen:
     change: list[float]
     garbage: list[int]
     floor: list[float]
+    verdicts: list[int] = field(default_factory=list)
+    forwards: list[int] = field(default_factory=list)
+    first: list[int] = field(default_factory=list)
 
     def __add__(self, other: Seen) -> Seen:
         """Both, one after the other."""

@@ -26,6 +26,7 @@ _CHARTS = (
     curves.by_sampler,
     curves.by_redo,
     comparisons.guidance,
+    comparisons.prompt_guards,
     comparisons.preservation,
 )
 _HALVES = {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is looked at: the sizes `quick` and `report` as plain tables, or a free choice.
+"""What is looked at: sizes as plain tables (`quick`, `report`, `sanitizer`), or a free choice.
 
-Both sizes change one thing at a time around the usual setting. What an arm is looked at for is its
+All sizes change one thing at a time around the usual setting. What an arm is looked at for is its
 `Looks`; the base is looked at wherever an arm is.
 """
 
@@ -160,6 +160,18 @@ QUICK_ARMS: dict[str, Looks] = {
 }
 
 
+_BY_TEXT = Looks(attack=("embedding-reused", "tokens"))
+SANITIZER_ARMS: dict[str, Looks] = {
+    "default": _BY_TEXT,
+    "sanitize": _BY_TEXT,
+    "default+sanitize": Looks(attack=("embedding-reused", "embedding", "tokens")),
+    "raw-span": Looks(attack=("tokens",)),
+    "negative": _BY_TEXT,
+}
+"""What a guard on the prompt is compared with. On the base alone an embedding of its own is the
+reused one; raw spans need words."""
+
+
 def quick(others: Sequence[str] = ()) -> Plan:
     """At most 10 minutes on two cores: everything touched, the shipped base only, wide intervals.
 
@@ -200,7 +212,18 @@ def free(
     return Plan(Counts(samples, samples, samples, samples), _with_base(cells), Effort())
 
 
-SIZES: dict[str, Callable[..., Plan]] = {"quick": quick, "report": report}
+def sanitizer(others: Sequence[str] = ()) -> Plan:
+    """At most half an hour on two cores: guards on the prompt beside the patch and the baselines.
+
+    Args:
+        others: more arms, to be looked at in the usual setting; other thresholds, for instance.
+    """
+    effort = Effort(restarts=2, steps=200, typed=60, tries=8, pictures=128)
+    cells = _cells({**dict.fromkeys(others, Looks()), **SANITIZER_ARMS})
+    return Plan(Counts(24, 24, 24, 24), cells, effort)
+
+
+SIZES: dict[str, Callable[..., Plan]] = {"quick": quick, "report": report, "sanitizer": sanitizer}
 
 
 def _cells(arms: dict[str, Looks]) -> tuple[Cell, ...]:
@@ -217,7 +240,7 @@ def _with_base(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     """Each cell as its arm can be looked at, once, behind the base's."""
     found: dict[tuple[str, Setting], Cell] = {}
     for arm, setting in cells:
-        guided = replace(setting, guide=arm.guide)
+        guided = replace(setting, guide=arm.guide, prompt_guard=arm.prompt_guard)
         own = guided if arm.patched else replace(guided, strength=0.0, rank=0)
         for cell in ((Arm(BASE), own.unpatched()), (arm, own)):
             if found.setdefault((cell[0].name, cell[1]), cell) != cell:

@@ -13,10 +13,15 @@ from typing import Any
 from ...atomic import atomic_path
 from ...evaluate.rates import Estimate, gap, kept, rate, removal
 from ..prompts import ALLOWED_SETS, FORBIDDEN_SETS
+from ..sanitizing import PASS, VERDICTS
 from .arms import BASE
 from .outcomes import Outcome, Seen
 from .setting import Setting
 
+_PROMPTS = (
+    *(f"prompt_{verdict}" for verdict in VERDICTS),
+    *("prompt_changed_ci95", "prompt_forwards", "prompt_concept_first"),
+)
 ALL_FORBIDDEN = "forbidden"  # the set of the row over all forbidden sets
 
 
@@ -47,7 +52,11 @@ def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     `removal` is against the base at the same setting, prompts and noise, with a bootstrap interval
     over pairs within each base; null on sets that do not ask for the forbidden concept. `kept` is
     the correct rate over the base's, in the same way. `below_full` is how much less a compressed
-    patch removes than the whole one, in pairs.
+    patch removes than the whole one, in pairs. `prompt_…` are shares of the prompts that a guard
+    handed on, cleaned, anchored or refused; `prompt_changed_ci95` is Wilson's interval of those it
+    did not hand on as they came, `prompt_forwards` the mean of forwards of a text encoder that each
+    of these cost, `prompt_concept_first` the share of them where a word of the concept counts most.
+    All of them are null where no guard judges prompts.
     """
     looked = _by_set(outcomes)
     halves = {(o.arm, o.setting): o.half for o in outcomes}
@@ -119,7 +128,26 @@ def _row(
         "garbage_rate": _number(fmean(seen.garbage)),
         "change": _number(fmean(seen.change)) if seen.change else None,
         "floor": _number(fmean(apart)) if apart else None,
+        **_prompts(seen),
     }
+
+
+def _prompts(seen: Seen) -> dict[str, Any]:
+    """What a guard made of the prompts."""
+    if not seen.verdicts:
+        return dict.fromkeys(_PROMPTS)
+    n = len(seen.verdicts)
+    touched = [k for k, verdict in enumerate(seen.verdicts) if verdict != PASS]
+    changed = rate([float(verdict != PASS) for verdict in seen.verdicts])
+    asked = [seen.first[k] for k in touched if seen.first and seen.first[k] >= 0]
+    shares = [_number(seen.verdicts.count(k) / n) for k in range(len(VERDICTS))]
+    values = (
+        *shares,
+        _interval(changed),
+        _number(fmean(seen.forwards[k] for k in touched)) if touched else None,
+        _number(fmean(asked)) if asked else None,
+    )
+    return dict(zip(_PROMPTS, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -172,11 +200,14 @@ def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
+    """The rows as a Markdown table; of prompts that were judged, those cleaned and refused."""
+    judged = any(r.get("prompt_pass") is not None for r in records)
     lines = [
         "| arm | setting | set | n | forbidden shown | as asked | removal |",
         "|---|---|---|---|---|---|---|",
     ]
+    if judged:
+        lines = [lines[0] + " cleaned | refused |", lines[1] + "---|---|"]
     for r in records:
         setting = Setting(**{key: r[key] for key in asdict(Setting())})
         lines.append(
@@ -184,6 +215,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
             f"| {_show(r['forbidden_rate'], r['ci95'])} "
             f"| {_show(r['correct_rate'], r['correct_ci95'])} "
             f"| {_show(r['removal'], r['removal_ci95'])} |"
+            + (f" {_cleaned(r)} | {_share(r.get('prompt_refused'))} |" if judged else "")
         )
     return "\n".join(lines) + "\n"
 
@@ -209,6 +241,15 @@ def _number(value: float) -> float | None:
 
 def _interval(estimate: Estimate) -> list[float | None]:
     return [_number(estimate.low), _number(estimate.high)]
+
+
+def _cleaned(row: dict[str, Any]) -> str:
+    cleaned, anchored = row.get("prompt_cleaned"), row.get("prompt_anchored")
+    return _share(None if cleaned is None else cleaned + (anchored or 0.0))
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
 
 
 def _show(value: float | None, interval: Sequence[float | None] | None) -> str:

@@ -44,6 +44,7 @@ _PARTS = {  # by what is unusual in a setting, for people
     "cfg": "guidance scales",
     "rank": "ranks",
     "guide": "safe latent guidance",
+    "prompt_guard": "guards on the prompt",
     "strength": "strengths",
 }
 
@@ -242,6 +243,7 @@ def _told(task: Task, arm: Arm) -> dict[str, Any]:
         "preset": arm.preset,
         "settings": dict(arm.changes),
         "guide": arm.guide,
+        "prompt_guard": arm.prompt_guard,
         "record": record,
         "training": [training_cost(arm, task.out, base) for base in bases],
     }
@@ -255,6 +257,8 @@ def _part(setting: Setting) -> str:
             return name
     if setting.rank or setting.guide:
         return "rank" if setting.rank else "guide"
+    if setting.prompt_guard:
+        return "prompt_guard"
     return "" if setting.strength in (0.0, 1.0) else "strength"
 
 

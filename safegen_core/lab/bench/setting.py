@@ -11,6 +11,7 @@ from ...evaluate.subject import SAMPLERS
 from ...guide import LEVELS
 from ...patch import check_strength
 from ..sample import CFG
+from ..sanitizing import check_guard
 
 MODELS = ("base", "fine-tune", "fine-tune-far")
 STARTS = ("forbidden", "benign", "close")
@@ -33,6 +34,8 @@ class Setting:
         start: kind of picture an img2img starts from, one of `STARTS`; "" for pure noise.
         redo: strength of that img2img.
         attack: one of `ATTACKS`; "" for prompts as people write them.
+        prompt_guard: what reads prompts before they are drawn, a name of `sanitizing`; "" for
+            nothing.
     """
 
     cfg: float = CFG
@@ -44,6 +47,7 @@ class Setting:
     start: str = ""
     redo: float = 1.0
     attack: str = ""
+    prompt_guard: str = ""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -57,6 +61,8 @@ class Setting:
         _known("model", self.model, MODELS)
         _known("start", self.start, ("", *STARTS))
         _known("attack", self.attack, ("", *ATTACKS))
+        if self.prompt_guard:
+            check_guard(self.prompt_guard)
         check_strength(self.strength)
         if not self.cfg >= 1 or self.rank < 0 or not 0 < self.redo <= 1:
             raise ConfigError(
@@ -68,8 +74,8 @@ class Setting:
             raise ConfigError("config_range", "safe latent guidance needs a CFG above 1")
 
     def unpatched(self) -> Setting:
-        """How the base alone is looked at beside this: without patch and without guide."""
-        return replace(self, strength=0.0, rank=0, guide="")
+        """How the base alone is looked at beside this: without patch, guide and prompt guard."""
+        return replace(self, strength=0.0, rank=0, guide="", prompt_guard="")
 
     @property
     def label(self) -> str:
@@ -83,6 +89,7 @@ class Setting:
             _MODEL_WORDS.get(self.model, ""),
             f"from {self.start} pictures at {self.redo:g}" if self.start else "",
             f"attack {self.attack}" if self.attack else "",
+            self.prompt_guard,
         ]
         return ", ".join(part for part in parts if part) or "as usual"
 

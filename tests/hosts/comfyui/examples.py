@@ -22,4 +22,7 @@ STAND_INS = {
     "height": 64,
     "steps": 1,
     "image": "example.png",
+    "preset": "custom",
+    "threshold": 0.99,
+    "text": "a plain star",  # which the text encoder of random weights knows to be harmless
 }

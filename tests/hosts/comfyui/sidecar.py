@@ -10,8 +10,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
+from pathlib import Path
 
 import torch
+
+BANK = "striped.json"
+"""In ComfyUI's user folder: the concept that the tests' sanitizer looks for."""
 
 # Fields of safegen_core.families.Family.
 FAMILIES = (
@@ -29,6 +33,12 @@ def register_families(app: object) -> None:
     for name in _packs():
         families = importlib.import_module(f"{name}.safegen_core.families")
         families.FAMILIES.update({t["name"]: families.Family(**t) for t in FAMILIES})
+
+
+def use_bank(file: Path) -> None:
+    """Have the sanitizer look for what a bank of the tests tells."""
+    for name in _packs():
+        importlib.import_module(f"{name}.safegen_comfy.profiles").BANK = file
 
 
 def _packs() -> list[str]:
@@ -139,6 +149,26 @@ class ShowValue:
         return {"ui": {"value": [_tell(item) for item in value]}}
 
 
+class ShowConditioning:
+    """SHA-256 of every tensor of a conditioning, and of its pooled vector."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    CATEGORY = "tests"
+
+    def run(self, conditioning):
+        told = [
+            [_tell(tensor), {key: _tell(value) for key, value in values.items()}]
+            for tensor, values in conditioning
+        ]
+        return {"ui": {"value": told}}
+
+
 def _tell(item):
     if isinstance(item, torch.Tensor):
         item = item.detach().cpu().float().contiguous()
@@ -169,10 +199,14 @@ async def _on_startup(app: object) -> None:
     _loaded["modules"] = sorted(sys.modules)
     _loaded["packs"] = _packs()
     register_families(app)
+    import folder_paths  # ComfyUI's
+
+    use_bank(Path(folder_paths.get_user_directory(), BANK))
 
 
 NODE_CLASS_MAPPINGS = {
-    node.__name__: node for node in (TestConditioning, LatentDigest, TestImages, ShowValue)
+    node.__name__: node
+    for node in (TestConditioning, LatentDigest, TestImages, ShowValue, ShowConditioning)
 }
 
 if "comfy.cli_args" in sys.modules:

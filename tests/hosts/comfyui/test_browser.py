@@ -105,6 +105,37 @@ def test_cards_show_what_was_done(page, client, graph, shot, vue):
 
 
 @newest
+@pytest.mark.parametrize("palette", ["light", "dark"])
+def test_cards_show_what_is_in_a_prompt(page, client, graph, shot, palette):
+    clip = graph.add("CheckpointLoaderSimple", ckpt_name="nano-sd1.safetensors").output(1)
+    dial = {"preset": "custom", "threshold": 0.4, "strength": 1.0}
+    guard = graph.add("SafeGenGuardClip", clip=clip, **dial)
+    for text in (f"a (striped:1.2) star in the {palette}", "a plain house"):
+        encoded = graph.add("CLIPTextEncode", clip=guard, text=text)
+        graph.add("ShowConditioning", conditioning=encoded)
+    for text in ("a striped boat, a plain tree and a red house by the sea",
+                 "a striped star for a child"):  # fmt: skip
+        graph.add("SafeGenExplainPrompt", clip=clip, text=text, **dial)
+    page.evaluate("name => comfyAPI.app.app.extensionManager.setting"
+                  ".set('Comfy.ColorPalette', name)", palette)  # fmt: skip
+    load(page, graph)
+    page.wait_for_selector(".safegen-card.waiting")
+    run = queue(page, client)
+    assert run.ok, run.error
+    page.wait_for_function("document.querySelectorAll('.safegen-card').length == 3 "
+                           "&& !document.querySelector('.safegen-card.waiting')")  # fmt: skip
+    page.evaluate("comfyAPI.app.app.graph.arrange()")  # nodes have grown with their cards
+    shot(page, f"prompts-{palette}")
+    told = page.eval_on_selector_all(".safegen-card", "all => all.map(card => card.innerText)")
+    assert all("striped" in card for card in told)
+    tones = page.eval_on_selector_all(".safegen-card", "all => all.map(c => c.dataset.tone)")
+    assert "red" in tones
+    assert "[sanitize_minors]" in "".join(told)
+    assert not any("wholePrompt" in card or "endOfText" in card for card in told)
+    page.evaluate("comfyAPI.app.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+
+
+@newest
 def test_an_error_is_shown_on_the_node(page, client, graph, shot):
     model = graph.protected(graph.unet("nano-sdxl"))
     graph.digest(model, width=2048)

@@ -32,8 +32,10 @@ def uses_patch(example: Path) -> bool:
 
 
 def test_there_is_one_for_each_way_and_the_first_needs_no_patch():
-    assert {"check-and-censor", "compare", "protect", "protect-check-censor"} == set(NAMES)
-    assert [file.stem for file in EXAMPLES if not uses_patch(file)] == [min(NAMES)]
+    protect = {"compare", "protect", "protect-check-censor"}
+    assert {"check-and-censor", "guard-prompt"} | protect == set(NAMES)
+    assert next(file.stem for file in EXAMPLES if not uses_patch(file)) == min(NAMES)
+    assert {file.stem for file in EXAMPLES if uses_patch(file)} == protect
 
 
 @each
@@ -80,15 +82,19 @@ def test_all_its_nodes_are_ours_or_the_hosts_own(client, example):
 def of_a_friend(prompt: dict[str, Any]) -> dict[str, Any]:
     """The same graph without the pack, as the notes say."""
     kinds = {key: node["class_type"] for key, node in prompt.items()}
-    checked = {key for key, kind in kinds.items() if kind == "SafeGenCheckImage"}
+    passing = {"SafeGenCheckImage": "images", "SafeGenGuardClip": "clip"}
     friend = {}
     for key, node in prompt.items():
         inputs = {
-            name: prompt[value[0]]["inputs"]["images"]
-            if isinstance(value, list) and value[0] in checked
+            name: prompt[value[0]]["inputs"][passing[kinds[value[0]]]]
+            if isinstance(value, list) and kinds[value[0]] in passing
             else value
             for name, value in node["inputs"].items()
         }
+        if any(
+            isinstance(v, list) and kinds[v[0]] == "SafeGenExplainPrompt" for v in inputs.values()
+        ):
+            continue
         if kinds[key] == "SafeGenApply":
             lora = {"lora_name": PATCH, "strength_model": 1.0, "model": inputs["model"]}
             friend[key] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}

@@ -10,10 +10,12 @@ models/vae                nano (a TAESD)
 models/safegen/detectors  red: a classifier of red pictures
 models/safegen/policies   red (censor from 0.5), red-withhold, blind (lets everything through),
                           nobody (asks a detector that is not there)
+user/striped.json         a concept bank: striped things among plain ones
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +27,7 @@ from safegen_core.patch import Patch
 
 from . import nano
 from .detector import write_detector, write_policy
+from .sidecar import BANK
 
 ROOT = Path(__file__).parents[3]
 _NOT_SHIPPED = ("tests", "benchmarks", "build", "dist", "demo", "runs", "__pycache__", ".*")
@@ -113,3 +116,20 @@ def install(base: Path, name: str, *, link: bool) -> None:
     else:
         shutil.copytree(ROOT, nodes / name, ignore=shutil.ignore_patterns(*_NOT_SHIPPED))
     shutil.copy(Path(__file__).with_name("sidecar.py"), nodes / "safegen_tests_sidecar.py")
+    write_bank(base / "user" / BANK)
+
+
+def write_bank(file: Path) -> None:
+    """A concept bank that a text encoder of random weights has soon learned."""
+    things = ("star", "circle", "square", "house", "boat", "tree")
+    bank = {
+        "version": 1,
+        "name": "striped",
+        "groups": [
+            {"templates": [f"a {{}} {thing}" for thing in things], "pairs": [["striped", "plain"]]}
+        ],
+        "harmless": [f"a {how} {thing}" for how in ("red", "small") for thing in things],
+        "anchors": ["plain"],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(bank), encoding="utf-8")

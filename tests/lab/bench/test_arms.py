@@ -54,3 +54,30 @@ def test_a_patch_file_is_called_by_its_stem(tmp_path, whole_patch, refusal):
     assert arm.recipe() == {"patch": whole_patch().id()} or "patch" in arm.recipe()
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     assert refusal(parse, str(tmp_path / "broken.safetensors")).startswith("file_")
+
+
+def test_a_guard_on_the_prompt_is_alone_or_on_top_of_an_arm():
+    alone, both = parse("sanitize-0.35"), parse("default+sld-weak+sanitize")
+    assert (alone.name, alone.prompt_guard, alone.patched) == (
+        "sanitize-0.35", "sanitize-0.35", False,
+    )  # fmt: skip
+    assert (both.guide, both.prompt_guard, both.trained) == ("weak", "sanitize", "default")
+    assert parse("default+sanitize+sld-weak").name == both.name
+    assert both.recipe().items() > parse("default").recipe().items()
+    assert alone.recipe() != parse("sanitize-0.36").recipe()
+    assert [parse(name).prompt_guard for name in ("negative", "default+raw-span")] == [
+        "negative", "raw-span",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("sanitize-most", "config_unknown"),
+        ("default+sanitize-2", "config_range"),
+        ("default+sanitise", "config_unknown"),
+        ("sanitize+sanitize", "config_unknown"),
+    ],
+)
+def test_a_guard_that_is_nothing_is_refused(refusal, name, code):
+    assert refusal(parse, name) == code

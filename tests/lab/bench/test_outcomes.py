@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("diffusers")
@@ -84,3 +86,12 @@ def test_a_bench_without_a_journal_is_left_alone(tmp_path, refusal):
     (tmp_path / "bench.json").write_text("[]")
     assert refusal(Journal, tmp_path, PLAN) == "data_other_run"
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_a_line_from_before_prompts_were_judged_is_read(two):
+    values = json.loads(two[0].to_json())
+    del values["setting"]["prompt_guard"]
+    for seen in values["sets"].values():
+        for name in ("verdicts", "forwards", "first"):
+            del seen[name]
+    assert Outcome.from_json(json.dumps(values)) == two[0]

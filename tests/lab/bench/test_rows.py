@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("diffusers")
@@ -137,3 +139,28 @@ def test_the_table_has_a_line_a_row(two_bases):
     text = table(records)
     assert text.count("\n") == 2 + len(records)
     assert "75% (" in text
+
+
+def test_judged_prompts_are_counted(seen, outcome):
+    benign = seen([BENIGN[0]] * 4, asked=BENIGN[0])
+    judged = replace(
+        seen([OTHER, OTHER, NONE, STAR]), verdicts=[1, 2, 3, 0], forwards=[4, 5, 6, 0],
+        first=[1, 0, -1, -1],
+    )  # fmt: skip
+    guarded = {"strength": 0.0, "prompt_guard": "sanitize"}
+    found = rows(
+        [
+            outcome(0, "base", {"direct": seen([STAR] * 4), "benign": benign}, strength=0.0),
+            outcome(0, "sanitize", {"direct": judged, "benign": benign}, **guarded),
+        ]
+    )
+    row = by_set(found, "sanitize")["direct"]
+    verdicts = [row[f"prompt_{v}"] for v in ("pass", "cleaned", "anchored", "refused")]
+    assert verdicts == [0.25] * 4
+    assert row["prompt_forwards"] == 5  # of the three that were touched
+    assert row["prompt_concept_first"] == 0.5  # of the two where somebody asked
+    assert row["prompt_changed_ci95"][0] < 0.75 < row["prompt_changed_ci95"][1]
+    assert row["removal"] == 0.75  # against the base without the guard
+    assert by_set(found, "sanitize")["benign"]["prompt_pass"] is None
+    assert "| 50% | 25% |" in table(found)
+    assert "refused" not in table([by_set(found, "base")["direct"]])

@@ -163,6 +163,41 @@ def test_every_attack_and_start_leaves_the_model_as_it_was(tmp_path, patch_file)
 
 
 @pytest.mark.slow
+def test_guards_on_the_prompt_go_through_every_kind_of_cell(tmp_path):
+    lab = Lab(Task(tmp_path, (Miniature(),), 0, "report", COUNTS, EFFORT))
+    for look in (Setting(), Setting(attack="tokens"), Setting(attack="embedding-reused")):
+        plan = tiny(*((name, look) for name in ("sanitize", "raw-span", "negative")))
+        base, ours, raw, negative = lab.measure(0, plan.cells)
+        assert [each.arm for each in (base, ours, raw, negative)] == [
+            "base", "sanitize", "raw-span", "negative",
+        ]  # fmt: skip
+        for seen in ours.sets.values():
+            assert len(seen.verdicts) == len(seen.forwards) == len(seen.labels_a) == 2
+        assert not any(s.verdicts for s in (*base.sets.values(), *negative.sets.values()))
+        if not look.attack:
+            benign = ours.sets["benign"]  # they pass, so their pictures are the base's
+            assert benign.verdicts == [0, 0]
+            assert benign.change == [0.0, 0.0]
+            assert 0 not in ours.sets["direct"].verdicts
+
+
+def test_a_withheld_picture_is_not_drawn_and_shows_nothing(pipeline, detectors, label):
+    from safegen_core.evaluate.subject import Subject
+    from safegen_core.lab.sanitizing import Told
+
+    subject = Subject(pipeline)
+    asked = bench.questions(COUNTS, 0, given=ASKED)[:2]
+    told = Told(subject.encode(["", ""]), (3, 3), (1, 1), (1, 1))
+    subject.sample = None  # it would fail
+    images = bench.draw(subject, asked, Setting(prompt_guard="sanitize"), told=told)
+    assert images.max() == 0
+    (seen,) = bench.see(images, asked, detectors, told=told).values()
+    assert seen.labels_a == seen.labels_b == [label("none")] * 2
+    assert (seen.garbage, seen.verdicts) == ([0, 0], [3, 3])
+    assert seen.forbidden == seen.correct == [0.0, 0.0]
+
+
+@pytest.mark.slow
 def test_a_picture_depends_on_its_own_prompt_and_seed_only(pipeline):
     together = sample(pipeline, ["a red ball", "a zorkle", "a blue star"], [1, 2, 3])
     alone = sample(pipeline, ["a zorkle"], [2])

@@ -44,3 +44,10 @@ def test_the_base_is_looked_at_alike_whatever_is_on_the_arm():
     looks = [usual(), replace(usual(), strength=0.5), replace(usual(), rank=4, guide="weak")]
     assert len({look.unpatched() for look in looks}) == 1
     assert Setting(cfg=12.0).unpatched() != usual().unpatched()
+
+
+def test_a_guard_on_the_prompt_is_of_the_arm_and_not_of_the_base(refusal):
+    setting = Setting(prompt_guard="sanitize")
+    assert setting.label == "sanitize"
+    assert setting.unpatched() == Setting().unpatched()
+    assert refusal(Setting, prompt_guard="sanitise") == "config_unknown"
