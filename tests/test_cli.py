@@ -16,7 +16,7 @@ import pytest
 from safegen_core import __version__, cli, commands, errors
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+COMMANDS = sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(commands.__path__))
 
 
 def raising(error: BaseException, debug: bool = False, **more: str) -> argparse.Namespace:

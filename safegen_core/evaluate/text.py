@@ -17,6 +17,8 @@ from .subject import Context, Subject, joined
 _AT_ONCE = 64  # texts in one pass of the text encoder
 _UNKNOWN = Word("?")  # of an embedding that nobody typed
 
+_WIDTH_H = 1024
+
 
 class SubjectEncoder:
     """Text encoders of a diffusers pipeline: Stable Diffusion 1, 2 or XL.
@@ -31,7 +33,9 @@ class SubjectEncoder:
         self.subject = subject
         self.tokenizer: Any = subject.pipeline.tokenizer
         second = getattr(subject.pipeline, "text_encoder_2", None)
-        self.encoders = {"l": subject.pipeline.text_encoder}
+        first = subject.pipeline.text_encoder
+        # as the checkpoints and hosts call them: CLIP-L, and Stable Diffusion 2's OpenCLIP-H
+        self.encoders = {"h" if first.config.hidden_size == _WIDTH_H else "l": first}
         if second is not None:
             self.encoders["g"] = second
 
