@@ -16,7 +16,6 @@ from .subject import Context, Subject, joined
 
 _AT_ONCE = 64  # texts in one pass of the text encoder
 _UNKNOWN = Word("?")  # of an embedding that nobody typed
-
 _WIDTH_H = 1024
 
 

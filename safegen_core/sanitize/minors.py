@@ -61,6 +61,7 @@ _LONGEST_CUE = 24  # letters before a number that make it an age
 _DECIMAL_WEIGHT = re.compile(r":\s{0,4}[-+]?\d{0,4}\.\d{1,6}\s{0,4}(?=[)\]>])")
 _ANY_WEIGHT = re.compile(r":\s{0,4}[-+]?\d{1,6}\s{0,4}(?=[)\]>])")
 _KEYWORD = re.compile(r"\b(?:BREAK|AND)\b")
+_BETWEEN = re.compile(r"[\W_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")  # names of LoRAs and embeddings
 
 
@@ -138,7 +139,7 @@ def _search(text: str, bank: _Bank) -> Iterator[str]:
     yield from _rejoined(text, bank)
     yield from _ages(text, bank.ages)
     if not text.isascii():
-        text = f"{text}\n{_SPREAD.sub('', text)}"
+        text = f"{text}\n{_BETWEEN.sub(' ', text)}\n{_SPREAD.sub('', text)}"
         yield from (term for part, term in bank.anywhere.items() if part in text)
         yield from _ages_in_characters(text, bank.ages)
 

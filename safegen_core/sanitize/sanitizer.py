@@ -25,6 +25,7 @@ from .encoder import POOLED, Chunk, Encoder, Encoding, Part, Role, Word
 from .explanation import Explanation, Outcome, Shown, Whole, WholeRole
 from .minors import mentions
 from .profile import Profile
+from .score import Scores
 
 _CANDIDATES = 16  # words of a chunk that are left out in turn: those whose rows say most
 _STEPS = (1.0, 1.5, 2.25)  # of the strength, as long as a chunk stays above the threshold
@@ -173,16 +174,16 @@ class _Prompt:
             verdict = "anchored"
             found = self._mended(found, self._anchored)
         chunks, encodings = (list(x) for x in zip(*found, strict=True))
-        after = self._score(encodings)
-        if not after < threshold:
+        after = self.profile.score(encodings)
+        if not after.score < threshold:
             hint = "" if self.encoder else " Connect the CLIP, so that words can be replaced."
             return self._refused(
                 "sanitize_refused",
-                f"The prompt scores {score:.2f}, and still {after:.2f} after cleaning; the "
+                f"The prompt scores {score:.2f}, and still {after.score:.2f} after cleaning; the "
                 f"threshold is {threshold:.2f}. Say it differently.{hint}",
             )
         what = "cleaned" if verdict == "cleaned" else "cleaned and led back to something harmless"
-        reason = f"Scored {score:.2f}, threshold {threshold:.2f}: {what}, now {after:.2f}."
+        reason = f"Scored {score:.2f}, threshold {threshold:.2f}: {what}, now {after.score:.2f}."
         return Judged(self._explained(verdict, after, reason), chunks, encodings)
 
     def _mended(self, found: list[tuple[Chunk, Encoding]], step) -> list[tuple[Chunk, Encoding]]:
@@ -292,7 +293,7 @@ class _Prompt:
         self.replaced = {}
         return Judged(replace(self._explained("refused", None, reason), code=code), None, None)
 
-    def _explained(self, verdict: Outcome, after: float | None, reason: str) -> Explanation:
+    def _explained(self, verdict: Outcome, after: Scores | None, reason: str) -> Explanation:
         words = []
         for at, (chunk, encoding) in enumerate(zip(self.chunks, self.encodings, strict=True)):
             rough = shares(self.profile.score, encoding, len(chunk))
@@ -305,10 +306,10 @@ class _Prompt:
         for (name, role), score in sorted(self.scores.parts.items()):
             seen: WholeRole | None = role if role in ("end", "pad", POOLED) else None  # pyright: ignore[reportAssignmentType]
             if seen:
-                whole.append(Whole(name, seen, score, None))
+                whole.append(Whole(name, seen, score, after and after.parts.get((name, role))))
         return Explanation(
-            verdict, self.dial.threshold, self.dial.strength, self.scores.score, after,
-            tuple(words), tuple(whole), self.forwards, reason,
+            verdict, self.dial.threshold, self.dial.strength, self.scores.score,
+            after and after.score, tuple(words), tuple(whole), self.forwards, reason,
         )  # fmt: skip
 
     def _shown(self, place: tuple[int, int], word: Word, score: float) -> Shown:

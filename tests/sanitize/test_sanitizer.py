@@ -51,6 +51,7 @@ def test_a_flagged_prompt_is_cleaned(profile: Profile) -> None:
     assert explanation.score >= 0.5 > (explanation.after or 0.0)
     assert profile.score(judged.released()).score < 0.5
     assert explanation.forwards == encoder.forwards > 0
+    assert all(view.after is not None and view.after < 0.5 for view in explanation.whole)
 
 
 def test_the_word_ranks_first_and_is_what_goes(profile: Profile) -> None:

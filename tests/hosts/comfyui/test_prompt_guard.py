@@ -123,8 +123,9 @@ def test_a_prompt_is_explained_also_where_it_is_refused(client, graph, clip, bet
 
 
 def test_what_was_learned_is_kept_in_the_user_folder(server, between):
-    (file,) = (server.base / "user" / "safegen" / "profiles").glob("*.safetensors")
-    assert "l768" in file.name
+    files = list((server.base / "user" / "safegen" / "profiles").glob("*.safetensors"))
+    assert files  # one more where another test has skipped a layer
+    assert all("l768" in file.name for file in files)
 
 
 def test_a_guard_takes_the_place_of_another(client, graph, clip, between):
