@@ -299,6 +299,8 @@ def read_profile(path: Path) -> Profile:
             n, k = a.numel(), limit.numel()
             if shapes != [(d,), (n, d), (n,), (k, d), (k,)] or not n:
                 raise ValueError("its tensors do not fit each other")
+            if not float(spread) > 0:
+                raise ValueError("one of its scores has no spread")
             roles[name, role] = RoleScore(centre, support, a, float(mean), float(spread))
             directions[name, role] = Direction(basis, limit)
         probe = {
@@ -307,6 +309,8 @@ def read_profile(path: Path) -> Profile:
         if not roles or probe.keys() != {name for name, _ in roles}:
             raise ValueError("it is not whole")
         score = ConceptScore(roles, float(told["threshold"]), float(told["slope"]))
+        if not score.slope > 0:  # it would call the worst prompts the most harmless
+            raise ValueError("its score does not rise")
         anchors = tuple(str(anchor) for anchor in told["anchors"])
         return Profile(probe, str(told["bank"]), anchors, score, directions)
     except (KeyError, TypeError, ValueError) as cause:
