@@ -30,7 +30,7 @@ from ..header import printable
 from ..storage import Weights
 from ..strict_json import parse_object
 from .encoder import POOLED, Encoding, Part, Role
-from .profile import Profile, alike
+from .profile import Profile, alike, finite
 from .score import ConceptScore, Key
 
 ABSENT = -1
@@ -279,7 +279,7 @@ def read_network(path: Path) -> Network:
             wanted |= {f"{name}.{key}": tuple(t.shape) for key, t in one.state_dict().items()}
         if not rows or wanted != weights.shapes:
             raise ValueError("its tensors are not those of its networks")
-        tensors = {name: _finite(weights.load(name)) for name in wanted}
+        tensors = {name: finite(weights.load(name)) for name in wanted}
         for name, one in rows.items():
             own = {key: tensors[f"{name}.{key}"] for key in one.state_dict()}
             one.load_state_dict(own, assign=True)
@@ -327,9 +327,3 @@ def _text(x: Any) -> str:
     if not isinstance(x, str):
         raise TypeError("its bank has no digest")
     return x
-
-
-def _finite(tensor: Tensor) -> Tensor:
-    if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
-        raise ValueError("a tensor holds something else than numbers")
-    return tensor

@@ -285,7 +285,7 @@ def read_profile(path: Path) -> Profile:
         told = parse_object(weights.metadata["safegen.profile"])
         if told["format"] != _FORMAT:
             raise ValueError("it is of another version")
-        tensors = {name: _finite(weights.load(name)) for name in weights.shapes}
+        tensors = {name: finite(weights.load(name)) for name in weights.shapes}
         roles, directions = {}, {}
         for at, (mean, spread) in told["roles"].items():
             name, role = at.rsplit(".", 1)
@@ -321,7 +321,8 @@ def read_profile(path: Path) -> Profile:
         ) from cause
 
 
-def _finite(tensor: Tensor) -> Tensor:
+def finite(tensor: Tensor) -> Tensor:
+    """A tensor of a file, or a ValueError if it is anything else than finite float32."""
     if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
         raise ValueError("a tensor holds something else than numbers")
     return tensor
