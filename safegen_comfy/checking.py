@@ -179,7 +179,14 @@ class _Desk:
         return shown, "as it is" if shown is picture else "censored"
 
     def notes(self) -> list[str]:
-        return [] if self.replacement.refused is None else [self.replacement.refused]
+        found = [] if self.replacement.refused is None else [self.replacement.refused]
+        if self.policy.beyond_images:
+            found.append(
+                f"Policy '{self.policy.name}' also has the sections "
+                f"{' and '.join(self.policy.beyond_images)}, which this check does not follow: "
+                "put Apply SafeGen and SafeGen Guard CLIP into the graph."
+            )
+        return found
 
 
 def _left(

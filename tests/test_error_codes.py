@@ -14,7 +14,7 @@ from typing import NamedTuple
 from safegen_core import errors
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("safegen_core", "safegen_comfy", "nodes")
+FOLDERS = ("safegen_core", "safegen_comfy", "nodes", "safegen_webui", "scripts")
 PAGE = ROOT / "docs" / "errors.md"
 CLASSES = {
     name: kind

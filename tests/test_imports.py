@@ -298,6 +298,34 @@ def test_comfyuis_side_imports_us_relatively_and_else_only_what_is_there():
     ]
 
 
+# The side of A1111 and Forge. Its packages are found by absolute names: the host puts the
+# extension's folder on the path while it loads `scripts/safegen_webui.py`.
+WEBUI_FILES = [*(ROOT / "safegen_webui").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+
+
+def webui_imports() -> Iterator[tuple[str, tuple[str, ...], bool, bool]]:
+    for file in sorted(WEBUI_FILES):
+        yield from comfyui_imports(file)
+
+
+def test_the_webuis_side_knows_the_core_and_itself_and_no_other_host():
+    there = CORE_PACKAGES | set(sys.stdlib_module_names) | {"safegen_core", "safegen_webui"}
+    host = {"gradio", "fastapi", "ldm", "modules", "modules_forge", "networks", "pydantic"}
+    wrong = []
+    for at, target, relative, top_level in webui_imports():
+        ours = target[0] in ("safegen_core", "safegen_webui")
+        heavy = target[0] == "safegen_core" and not ABOVE_CORE.isdisjoint(target[1:2])
+        late = target[0] in there or (target[0] in host and not top_level)
+        door = at.startswith("scripts/")  # the host has loaded `modules` when it runs this file
+        if heavy or (relative and not ours) or not (late or door):
+            wrong.append(f"{at} imports {'.'.join(target)}")
+    assert wrong == []
+
+
+def test_scripts_holds_one_file():
+    assert [file.name for file in (ROOT / "scripts").glob("*")] in ([], ["safegen_webui.py"])
+
+
 def test_the_core_does_not_reach_out_of_itself():
     climbing = [
         f"{file.relative_to(ROOT).as_posix()}:{node.lineno}"

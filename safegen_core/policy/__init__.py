@@ -14,21 +14,35 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import PolicyError
 from ..header import printable
+from .demands import PatchDemand, PromptDemand
 from .document import Section, canonical, keys, plain, read
 from .images import Censor, Images, Rule, RuleAction
 
-__all__ = ["PRESETS", "VERSION", "Censor", "Images", "Policy", "Rule", "RuleAction"]
+__all__ = [
+    "PRESETS",
+    "VERSION",
+    "Censor",
+    "Images",
+    "PatchDemand",
+    "Policy",
+    "PromptDemand",
+    "Rule",
+    "RuleAction",
+]
 
 VERSION = 1
 
 PRESETS = ("default", "strict", "art")
 """Policies that ship; each says in its description what it blocks and lets through."""
 
+_KEYS = ("version", "name", "description", "images", "patch", "prompts")
 _FOLDER = Path(__file__).parent / "presets"
+
+_Demand = TypeVar("_Demand", PatchDemand, PromptDemand)
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,8 @@ class Policy:
         name: what reports call it.
         description: what it blocks and lets through, for people.
         images: what finished pictures are checked for.
+        patch: what is asked of the model, None for nothing.
+        prompts: what is asked of prompts, None for nothing.
         document: the canonical JSON of the document as given: what `id` is the hash of. A key that
             was left out stays out, so a default added later does not change an old policy's id.
     """
@@ -47,6 +63,8 @@ class Policy:
     description: str
     images: Images
     document: str
+    patch: PatchDemand | None = None
+    prompts: PromptDemand | None = None
 
     @property
     def id(self) -> str:
@@ -57,6 +75,12 @@ class Policy:
     def short_id(self) -> str:
         """The first 12 digits of `id`, for people; compare `id` where it matters."""
         return self.id[:12]
+
+    @property
+    def beyond_images(self) -> tuple[str, ...]:
+        """The sections that ask for more than a check of pictures, which not every host follows."""
+        found = {"patch": self.patch, "prompts": self.prompts}
+        return tuple(name for name, demand in found.items() if demand is not None)
 
     def to_values(self) -> dict[str, Any]:
         """The document as given; change it and call `from_values` for another policy."""
@@ -133,7 +157,7 @@ class Policy:
         """
         copied = plain(values, where)
         _check_version(copied, where)
-        section = Section(copied, "", ("version", "name", "description", "images"), where)
+        section = Section(copied, "", _KEYS, where)
         if "images" not in section.values:
             section.refuse("images", "an object {...} with labels")
         return cls(
@@ -141,7 +165,13 @@ class Policy:
             description=section.text("description", "", longest=5000),
             images=Images.of(section.section("images", keys(Images))),
             document=canonical(copied, where),
+            patch=_optional(section, "patch", PatchDemand),
+            prompts=_optional(section, "prompts", PromptDemand),
         )
+
+
+def _optional(section: Section, key: str, kind: type[_Demand]) -> _Demand | None:
+    return kind.of(section.section(key, keys(kind))) if key in section.values else None
 
 
 def _check_version(values: Any, where: str) -> None:

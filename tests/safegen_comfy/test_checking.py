@@ -188,6 +188,14 @@ def test_flagged_pictures_are_replaced_at_their_size(check):
     assert done.report["notes"] == []
 
 
+def test_what_a_policy_asks_beyond_pictures_is_said_not_to_be_followed(checking, shelf):
+    policy = POLICY | {"prompts": {"preset": "strict"}}
+    done = checking.check(batch_of("c"), policy, shelf=shelf, step=lambda done, of: None)
+    (note,) = done.report["notes"]
+    assert "prompts" in note
+    assert "Guard CLIP" in note
+
+
 @pytest.mark.parametrize("bad", ["flagged", "nan", "shape"])
 def test_a_replacement_that_does_not_pass_is_not_used(check, bad):
     other = torch.zeros(1, 24, 40, 3)
