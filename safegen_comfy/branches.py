@@ -4,10 +4,16 @@
 A negative prompt names what is to be avoided: cleaning it would do harm. Text encode nodes do not
 know what their prompt is for, so the graph is followed from the node to the samplers. Where it does
 not say clearly that a prompt is only ever avoided, the prompt counts as positive.
+
+ComfyUI keeps what a node gave by what the node is told, not by which node it is: of two nodes that
+are told the same only the first is run, and its answer serves both, in later runs too. So a prompt
+is spared only if all nodes that are told the same are negative ones.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,22 +33,51 @@ def is_negative() -> bool:
 
 
 def negatives() -> list[str]:
-    """All nodes of the running graph that encode for negative inputs only.
+    """Digests of what those nodes of the running graph are told that encode negative prompts only.
 
-    ComfyUI keeps a prompt that it has encoded, also when it is connected to something else: so the
+    A prompt that ComfyUI has kept unjudged must not serve as a positive one in a later run: so the
     guard has to run again whenever this changes.
     """
     graph, _ = _running()
-    return [node for node in sorted(graph or {}) if graph and only_negative(graph, node)]
+    known: dict[str, str] = {}
+    return sorted(
+        {_told(graph, n, known) for n in graph or {} if graph and only_negative(graph, n)}
+    )
 
 
 def only_negative(graph: Graph, node: str) -> bool:
-    """Whether every conditioning that leaves a node ends in a negative input, with a cfg from 1 on.
+    """Whether a node's prompt, and that of every node that is told the same, is a negative one.
 
-    Below 1 a sampler is drawn towards its negative prompt.
+    That is if every conditioning that leaves them ends in a negative input, with a cfg from 1 on:
+    below 1 a sampler is drawn towards its negative prompt.
     """
+    if not _avoided(graph, node):
+        return False
+    known: dict[str, str] = {}
+    told = _told(graph, node, known)
+    return all(_avoided(graph, other) for other in graph if _told(graph, other, known) == told)
+
+
+def _avoided(graph: Graph, node: str) -> bool:
     found = list(_ends(graph, node, _slots(graph, node), set()))
     return bool(found) and all(found)
+
+
+def _told(graph: Graph, node: str, known: dict[str, str]) -> str:
+    """A digest of a node's kind and inputs, and of all that leads to them; of no node's id."""
+    if node not in known:
+        known[node] = ""  # of a loop, which ComfyUI refuses
+        inputs = {
+            name: [_told(graph, value[0], known), value[1]] if _is_link(graph, value) else value
+            for name, value in graph[node].get("inputs", {}).items()
+        }
+        content = json.dumps([graph[node].get("class_type"), inputs], sort_keys=True, default=str)
+        known[node] = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+    return known[node]
+
+
+def _is_link(graph: Graph, value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and str(value[0]) in graph
 
 
 def _ends(graph: Graph, node: str, slots: list[int], seen: set) -> Iterator[bool]:

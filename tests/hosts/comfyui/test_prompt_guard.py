@@ -106,6 +106,43 @@ def test_a_negative_prompt_is_left_as_it_is_until_it_is_a_positive_one(
     assert run.ui(digests[0], "digest") != run.ui(digests[1], "digest")
 
 
+def how(graph, seed):
+    start = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    return {"seed": seed, "steps": 1, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal",
+            "denoise": 1.0, "model": graph.unet(), "latent_image": start}  # fmt: skip
+
+
+def test_the_same_text_in_both_boxes_is_judged(client, graph, clip, between):
+    """ComfyUI runs one of two equal nodes for both."""
+    guarded, raw = guard(graph, clip, between), encoded(graph, clip, STRIPED)
+    twins = [encoded(graph, guarded, STRIPED) for _ in range(2)]
+    told = how(graph, 3)
+    used = graph.add("KSampler", positive=twins[0], negative=twins[1], **told)
+    own = graph.add("KSampler", positive=raw, negative=raw, **told)
+    digests = [graph.add("LatentDigest", latent=latent) for latent in (used, own)]
+    run = client.run(graph)
+    assert run.ok, run.error
+    assert run.ui(digests[0], "digest") != run.ui(digests[1], "digest")
+
+
+def test_a_text_that_moves_from_the_negative_box_to_the_positive_one_is_judged(
+    client, graph, clip, between
+):
+    guarded = guard(graph, clip, between)
+    striped, plain = (encoded(graph, clip, text) for text in (STRIPED, PLAIN))
+    a, b = (encoded(graph, guarded, text) for text in (PLAIN, STRIPED))
+    told = how(graph, 7)
+    used = graph.add("KSampler", positive=a, negative=b, **told)
+    own = graph.add("KSampler", positive=striped, negative=plain, **told)
+    digests = [graph.add("LatentDigest", latent=latent) for latent in (used, own)]
+    run = client.run(graph)
+    assert run.ok, run.error
+    graph[a]["inputs"]["text"], graph[b]["inputs"]["text"] = STRIPED, PLAIN
+    run = client.run(graph)
+    assert run.ok, run.error
+    assert run.ui(digests[0], "digest") != run.ui(digests[1], "digest")
+
+
 def test_a_prompt_is_explained_also_where_it_is_refused(client, graph, clip, between):
     told = [explain(graph, clip, STRIPED, between), explain(graph, clip, NEVER, between)]
     saved = graph.save(told[0], "heat")
