@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -27,8 +28,9 @@ def shares(score: ConceptScore, encoding: Encoding, words: int) -> list[float]:
         at = part.roles == Role.WORD
         if f is None or not words or not at.any():
             continue
-        whole = f(part.states[at].float().mean(0, keepdim=True))
-        for i, fall in enumerate((whole - f(_without_each(part, words))).tolist()):
+        whole = part.states[at].float().mean(0, keepdim=True)
+        z = f(torch.cat([whole, _without_each(part, words)]))
+        for i, fall in enumerate((z[0] - z[1:]).tolist()):
             found[i] = max(found[i], fall)
     return found
 

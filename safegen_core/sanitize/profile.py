@@ -39,7 +39,7 @@ PROBE = "a photo of a lighthouse on a cliff, seen from the sea"
 
 _AT_ONCE = 32  # sentences in one call of the encoder
 _ALIKE = 0.02  # relative distance of the probe's rows; bfloat16 moves them by less than .01
-_FORMAT = "1"
+_FORMAT = "2"  # 1 kept the bank's vectors
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def save_profile(profile: Profile, path: Path) -> None:
     for (name, role), f in profile.score.roles.items():
         at = f"{name}.{role}"
         direction = profile.directions[name, role]
-        tensors[f"{at}.centre"], tensors[f"{at}.support"] = f.centre, f.support
+        tensors[f"{at}.centre"], tensors[f"{at}.axes"] = f.centre, f.axes
         tensors[f"{at}.weights"] = f.weights
         tensors[f"{at}.basis"], tensors[f"{at}.limit"] = direction.basis, direction.limit
         numbers[at] = [f.mean, f.spread]
@@ -291,17 +291,16 @@ def read_profile(path: Path) -> Profile:
             name, role = at.rsplit(".", 1)
             if role not in ROLES:
                 raise ValueError("it has a role that nobody reads")
-            support, a = tensors[f"{at}.support"], tensors[f"{at}.weights"]
+            axes, weights = tensors[f"{at}.axes"], tensors[f"{at}.weights"]
             centre, basis = tensors[f"{at}.centre"], tensors[f"{at}.basis"]
             limit = tensors[f"{at}.limit"]
-            d = centre.numel()
-            shapes = [tuple(x.shape) for x in (centre, support, a, basis, limit)]
-            n, k = a.numel(), limit.numel()
-            if shapes != [(d,), (n, d), (n,), (k, d), (k,)] or not n:
+            d, n, k = centre.numel(), weights.numel(), limit.numel()
+            shapes = [tuple(x.shape) for x in (centre, axes, weights, basis, limit)]
+            if shapes != [(d,), (n, d + 1), (n,), (k, d), (k,)] or not n:
                 raise ValueError("its tensors do not fit each other")
             if not float(spread) > 0:
                 raise ValueError("one of its scores has no spread")
-            roles[name, role] = RoleScore(centre, support, a, float(mean), float(spread))
+            roles[name, role] = RoleScore(centre, axes, weights, float(mean), float(spread))
             directions[name, role] = Direction(basis, limit)
         probe = {
             name.removeprefix("probe."): x for name, x in tensors.items() if name[:6] == "probe."

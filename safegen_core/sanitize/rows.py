@@ -48,8 +48,9 @@ def summaries(part: Part, about: Collection[int] | None = None) -> dict[str, Ten
 
 def _windows(rows: Tensor, words: list[int], about: Collection[int] | None) -> Tensor:
     last = len(rows) - WINDOW
-    means = [rows.mean(0)] if about is None or last <= WINDOW else []
-    for first in [*range(0, last, _STEP), last] if last > 0 else ():
-        if about is None or set(about) <= set(words[first : first + WINDOW]):
-            means.append(rows[first : first + WINDOW].mean(0))
-    return torch.stack(means) if means else rows[:0]
+    starts = [*range(0, last, _STEP), last] if last > 0 else []
+    if about is not None:
+        starts = [first for first in starts if set(about) <= set(words[first : first + WINDOW])]
+    means = rows.unfold(0, WINDOW, 1)[starts].mean(-1) if starts else rows[:0]
+    whole = rows.mean(0, keepdim=True) if about is None or last <= WINDOW else rows[:0]
+    return torch.cat([whole, means])

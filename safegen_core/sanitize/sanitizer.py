@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..errors import ConfigError, SanitizeError
+from ..header import printable
 from .attribution import shares
 from .encoder import POOLED, Chunk, Encoder, Encoding, Part, Role, Word
 from .explanation import Explanation, Outcome, Shown, Whole, WholeRole
@@ -297,9 +298,11 @@ class _Prompt:
         words = []
         for at, (chunk, encoding) in enumerate(zip(self.chunks, self.encodings, strict=True)):
             rough = shares(self.profile.score, encoding, len(chunk))
-            score, most = self._score([encoding]), max([*rough, 1e-6])
+            # a prompt of one chunk scores as that chunk
+            own = self.scores.score if len(self.chunks) == 1 else self._score([encoding])
+            most = max([*rough, 1e-6])
             words += [
-                self._shown((at, i), word, score * _share(rough[i] / most))
+                self._shown((at, i), word, own * _share(rough[i] / most))
                 for i, word in enumerate(chunk)
             ]
         whole: list[Whole] = []
@@ -307,6 +310,8 @@ class _Prompt:
             seen: WholeRole | None = role if role in ("end", "pad", POOLED) else None  # pyright: ignore[reportAssignmentType]
             if seen:
                 whole.append(Whole(name, seen, score, after and after.parts.get((name, role))))
+        if (network := self.profile.network) is not None and network.name:
+            reason += f" The trained sanitizer {printable(network.name, 80)} took part."
         return Explanation(
             verdict, self.dial.threshold, self.dial.strength, self.scores.score,
             after and after.score, tuple(words), tuple(whole), self.forwards, reason,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def _changed(file: Path, change) -> None:
     [
         lambda tensors, told: {"other": "1"},
         lambda tensors, told: {"safegen.profile": "{"},
-        lambda tensors, told: told.update(format="2"),
+        lambda tensors, told: told.update(format="1"),
         lambda tensors, told: told.pop("threshold") and None,
         lambda tensors, told: told.update(threshold="high"),
         lambda tensors, told: told.update(slope=0.0),
@@ -110,7 +111,8 @@ def _changed(file: Path, change) -> None:
         lambda tensors, told: tensors.pop("probe.l") is None or None,
         lambda tensors, told: tensors.update({"l.end.limit": torch.zeros(99)}),
         lambda tensors, told: tensors.update({"l.end.centre": torch.zeros(3)}),
-        lambda tensors, told: tensors.update({"l.end.weights": torch.tensor([float("nan")])}),
+        lambda tensors, told: tensors["l.end.weights"].fill_(math.nan) is None or None,
+        lambda tensors, told: tensors.update({"l.end.axes": tensors["l.end.axes"][:, 1:].clone()}),
         lambda tensors, told: tensors.update({"l.end.centre": tensors["l.end.centre"].half()}),
     ],
 )

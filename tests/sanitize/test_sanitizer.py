@@ -164,7 +164,7 @@ def test_what_no_anchor_mends_is_refused(profile: Profile) -> None:
     judged, _ = _judged(useless, "zorb zorbish zorb zorbish", Dial(0.5, 0.0))
     assert judged.explanation.verdict == "refused"
     assert judged.encodings is judged.chunks is None
-    assert not any(word.replacement for word in judged.explanation.words)
+    assert {word.action for word in judged.explanation.words} == {"keep"}
 
 
 def test_a_score_that_is_no_number_is_refused(

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import normalize
 
 from safegen_core.sanitize.profile import fit_profile
 from safegen_core.sanitize.rows import WINDOW, summaries
-from safegen_core.sanitize.score import GAMMA, LAMBDA, ConceptScore, fit_role
+from safegen_core.sanitize.score import CONSTANT, LAMBDA, ConceptScore, fit_role
 from tests.sanitize.toy import HARMLESS, Toy, encoded, toy_bank
 
 
@@ -53,18 +54,60 @@ def test_a_length_says_nothing() -> None:
     assert torch.allclose(f(rows), f(scaled), atol=1e-5)
 
 
+def _bank(n: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Vectors, which carry the concept, targets, and the kernel between all of them."""
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
+    concept = torch.arange(n) < 15
+    y = torch.where(concept, 1.0, -15 / (n - 15)).double()
+    cosine = normalize((x - x.mean(0)).double()) @ normalize((x - x.mean(0)).double()).T
+    return x, concept, y, (CONSTANT + (1 - CONSTANT) * cosine).square()
+
+
+def test_axes_say_what_the_kernel_says_with_every_sentence_of_the_bank() -> None:
+    x, concept, y, k = _bank()
+    f, _ = fit_role(x, concept, torch.arange(40) % 4)
+    expected = k @ torch.linalg.solve(k + LAMBDA * torch.eye(40), y)
+    assert torch.allclose(f(x).double(), expected, atol=1e-5)
+    assert len(f.axes) == 7, "however many sentences there are"
+
+
+def test_the_axes_that_are_kept_are_the_ones_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, concept, _, _ = _bank()
+    whole, _ = fit_role(x, concept, torch.arange(40) % 4)
+    monkeypatch.setattr("safegen_core.sanitize.score.AXES", 6)
+    fewer, _ = fit_role(x, concept, torch.arange(40) % 4)
+    assert len(fewer.axes) == 6
+    # vectors have length 1, so no more can be lost
+    least = whole.weights.abs().min()
+    assert 0 < (fewer(x) - whole(x)).abs().max() <= least + 1e-5
+
+
 def test_out_of_fold_is_what_a_fit_without_the_fold_says() -> None:
-    generator = torch.Generator().manual_seed(1)
-    x, concept = torch.randn(40, 6, generator=generator), torch.arange(40) < 15
-    folds = torch.randint(0, 4, (40,), generator=generator)
-    f, out = fit_role(x, concept, folds)
-    y = torch.where(concept, 1.0, -15 / 25).double()
-    k = torch.exp(2 * GAMMA * (f.support @ f.support.T - 1)).double()
+    x, concept, y, k = _bank()
+    folds = torch.randint(0, 4, (40,), generator=torch.Generator().manual_seed(1))
+    _, out = fit_role(x, concept, folds)
     for fold in range(4):
         rest, at = folds != fold, folds == fold
         inner = k[rest][:, rest] + LAMBDA * torch.eye(int(rest.sum()))
         expected = k[at][:, rest] @ torch.linalg.solve(inner, y[rest])
         assert torch.allclose(out[at].double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "concept",
+    [
+        pytest.param(lambda has: has[:, 0], id="and not of its opposite"),
+        pytest.param(lambda has: has[:, 0] == has[:, 1], id="of what goes together"),
+    ],
+)
+def test_a_concept_may_be_a_matter_of_one_direction_or_of_two_together(concept) -> None:
+    generator = torch.Generator().manual_seed(2)
+    has = torch.randint(0, 2, (200, 2), generator=generator).bool()
+    x = torch.where(torch.arange(12) < 2, torch.where(has, 1.0, -1.0).repeat(1, 6), 0.0)
+    x = x + 0.3 * torch.randn(200, 12, generator=generator)
+    carries = concept(has)
+    _, out = fit_role(x, carries, torch.arange(200) % 10)
+    assert (out[carries][:, None] > out[~carries][None]).float().mean() > 0.95
 
 
 def test_a_long_prompt_is_read_in_windows() -> None:
