@@ -87,6 +87,23 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     roles.set_defaults(run=_roles)
 
+    explain = commands.add_parser(
+        "explain",
+        help="draw what the sanitizer finds in a prompt for the miniature",
+        description="Judge a prompt of the miniature's world, where a striped star is forbidden, "
+        "and draw the heat map of its words. A PNG file that is there is replaced.",
+    )
+    explain.add_argument("prompt", help='in its words, such as "a red striped star at night"')
+    explain.add_argument("--out", type=Path, required=True, help="the PNG file to write")
+    explain.add_argument(
+        "--preset",
+        choices=("gentle", "default", "strict"),
+        default="default",
+        help="how early the prompt is cleaned (default: %(default)s)",
+    )
+    explain.add_argument("--theme", choices=("light", "dark"), default="light", help="of the page")
+    explain.set_defaults(run=_explain)
+
     base = commands.add_parser(
         "train-base",
         help="train the miniature model and its detectors from nothing",
@@ -183,6 +200,23 @@ def _roles(args: argparse.Namespace) -> int:
     from ..lab.roles import read_roles, table
 
     print(table(read_roles(Miniature().subject(), args.samples, args.seed, args.guards)))
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from ..atomic import atomic_path
+    from ..evaluate.text import sanitized
+    from ..lab.bench.bases import Miniature
+    from ..lab.sanitizing import sanitizer_of
+    from ..sanitize.heatmap import draw
+
+    subject = Miniature().subject()
+    _, [judged] = sanitized(
+        subject, [args.prompt], sanitizer_of(subject, f"sanitize-{args.preset}")
+    )
+    with atomic_path(args.out, overwrite=True) as part:
+        draw(judged.explanation, theme=args.theme).save(part, format="PNG", optimize=True)
+    print(judged.explanation.reason)
     return 0
 
 

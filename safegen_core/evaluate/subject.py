@@ -209,6 +209,7 @@ class Subject:
         noise: Tensor,
         cfg: float,
         *,
+        negative: str = "",
         sampler: str = "ddim",
         steps: int = _STEPS,
         start: Tensor | None = None,
@@ -222,6 +223,7 @@ class Subject:
             context: what is asked for.
             noise: `[B, C, h, w]`, from `noise`.
             cfg: classifier-free guidance scale; 1 asks for the prompted prediction only.
+            negative: prompt that guidance leads away from, of all pictures; "" for none.
             sampler: one of `SAMPLERS`.
             steps: of the whole way.
             start: clean latents to start from, for img2img (SDEdit); None for pure noise.
@@ -237,7 +239,9 @@ class Subject:
             some = slice(at, at + self.at_once)
             z = None if start is None else start[some]
             parts.append(
-                self._sample(context[some], noise[some], cfg, sampler, steps, z, strength, guide)
+                self._sample(
+                    context[some], noise[some], cfg, negative, sampler, steps, z, strength, guide
+                )
             )
             on_batch(len(parts[-1]))
         return torch.cat(parts)
@@ -247,6 +251,7 @@ class Subject:
         context: Context,
         noise: Tensor,
         cfg: float,
+        negative: str,
         sampler: str,
         steps: int,
         start: Tensor | None,
@@ -267,7 +272,7 @@ class Subject:
             z = scheduler.add_noise(start, noise, times[:1])
         branches = [context]
         if cfg > 1:
-            branches.insert(0, self.encode([""]).expand(len(noise)))
+            branches.insert(0, self.encode([negative]).expand(len(noise)))
         steering = None
         if guide is not None:
             if cfg <= 1:

@@ -71,23 +71,6 @@ class Told:
         return Told(self.context[list(at)], *(tuple(x[k] for k in at) if x else () for x in lists))
 
 
-class Negated(Subject):
-    """A subject whose negative branch is told something instead of nothing.
-
-    Args:
-        subject: the one it is otherwise; they share all parts.
-        text: the negative prompt.
-    """
-
-    def __init__(self, subject: Subject, text: str) -> None:
-        self.__dict__.update(subject.__dict__)
-        self.text = text
-
-    def encode(self, texts: Sequence[str], *, gradient: bool = False) -> Context:
-        """As a subject's; the empty prompt is the negative one."""
-        return super().encode([text or self.text for text in texts], gradient=gradient)
-
-
 def is_guard(name: str) -> bool:
     """Whether it is the name of a guard."""
     try:
@@ -132,15 +115,15 @@ def dial_of(name: str) -> Dial:
 def recipe(name: str) -> dict[str, Any]:
     """All that a guard's work follows from, beside the text encoder; plain JSON."""
     if name == NEGATIVE:
-        return {"negative": FORBIDDEN}
+        return {"negative": negative_prompt(name)}
     if name == RAW_SPAN:
         return {"phrases": list(PHRASES)}
     return {"dial": asdict(dial_of(name)), "bank": lab_bank().digest}
 
 
-def listening(subject: Subject, guard: str) -> Subject:
-    """The subject as it is asked for pictures under a guard, "" for none."""
-    return Negated(subject, FORBIDDEN) if guard == NEGATIVE else subject
+def negative_prompt(guard: str) -> str:
+    """What pictures are led away from under a guard, "" for none."""
+    return FORBIDDEN if guard == NEGATIVE else ""
 
 
 def sanitizer_of(subject: Subject, guard: str) -> Sanitizer:

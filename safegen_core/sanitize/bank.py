@@ -22,7 +22,6 @@ in the concept alone. No message and no `repr` quotes a term.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -30,15 +29,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, SanitizeError
+from ..errors import SanitizeError
 from ..header import printable
+from ..phrase_file import LONGEST_FILE, check_keys, check_version, find, items, phrase
 from ..strict_json import read_object
 
 VERSION = 1
 BANKS = Path(__file__).parent / "banks"
 
-_LONGEST_FILE = 1 << 20  # bytes
-_LONGEST = 300  # letters of a sentence
 _KEYS = ("version", "name", "groups", "harmless", "anchors")
 
 
@@ -101,19 +99,9 @@ def read_bank(name_or_path: str | Path) -> Bank:
         ConfigError: `config_unknown` when it is neither.
         SanitizeError: `sanitize_bank` when the file cannot be read or is no bank.
     """
-    shipped = sorted(file.stem for file in BANKS.glob("*.json"))
-    is_shipped = str(name_or_path) in shipped
-    path = BANKS / f"{name_or_path}.json" if is_shipped else Path(name_or_path)
-    if not is_shipped and path.suffix != ".json" and not path.is_file():
-        near = difflib.get_close_matches(str(name_or_path), shipped, n=1, cutoff=0.5)
-        raise ConfigError(
-            "config_unknown",
-            f"There is no concept bank {printable(repr(str(name_or_path)))}; give the path of a "
-            f".json file, or one of {', '.join(shipped)}"
-            + (f" (did you mean {near[0]}?)" if near else ""),
-        )
+    path = find(name_or_path, BANKS, "concept bank")
     try:
-        return _bank(read_object(path, longest=_LONGEST_FILE))
+        return _bank(read_object(path, longest=LONGEST_FILE))
     except (OSError, ValueError) as cause:
         raise SanitizeError(
             "sanitize_bank",
@@ -124,16 +112,14 @@ def read_bank(name_or_path: str | Path) -> Bank:
 
 def _bank(values: dict[str, Any]) -> Bank:
     """Check the contents of a bank; a ValueError says what is wrong with them, and quotes none."""
-    _known_keys(values, _KEYS, "")
-    if type(values["version"]) is not int or values["version"] != VERSION:
-        raise ValueError(f"its version is not {VERSION}, the one this safegen reads")
-    name = _text(values["name"], "name")
+    check_keys(values, _KEYS)
+    check_version(values, VERSION)
+    name = phrase(values["name"], "name")
     groups = tuple(
-        _group(group, f"groups number {n}")
-        for n, group in enumerate(_list(values, "groups", ""), 1)
+        _group(group, f"groups number {n}") for n, group in enumerate(items(values, "groups"), 1)
     )
-    harmless = _texts(values, "harmless", "")
-    anchors = _texts(values, "anchors", "")
+    harmless = _texts(values, "harmless")
+    anchors = _texts(values, "anchors")
     bank = Bank(name, groups, harmless, anchors, digest="")
     sentences = bank.sentences()
     unsafe = _once("pairs in their templates", [s.unsafe for s in sentences])
@@ -152,54 +138,28 @@ def _bank(values: dict[str, Any]) -> Bank:
 def _group(values: Any, place: str) -> Group:
     if not isinstance(values, dict):
         raise ValueError(f"{place} must be an object with templates and pairs")
-    _known_keys(values, ("templates", "pairs"), f" of {place}")
+    check_keys(values, ("templates", "pairs"), f" of {place}")
     templates = _texts(values, "templates", f" of {place}")
     for number, template in enumerate(templates, 1):
         if template.count("{}") != 1:
             raise ValueError(f"templates number {number} of {place} must hold {{}} exactly once")
     pairs = []
-    for number, pair in enumerate(_list(values, "pairs", f" of {place}"), 1):
+    for number, pair in enumerate(items(values, "pairs", f" of {place}"), 1):
         at = f"pairs number {number} of {place}"
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"{at} must be [term of the concept, harmless counterpart]")
-        unsafe, safe = _text(pair[0], f"{at}, first"), _text(pair[1], f"{at}, second")
+        unsafe, safe = phrase(pair[0], f"{at}, first"), phrase(pair[1], f"{at}, second")
         if unsafe.casefold() == safe.casefold():
             raise ValueError(f"{at} has the same on both sides")
         pairs.append((unsafe, safe))
     return Group(templates, tuple(pairs))
 
 
-def _known_keys(values: dict[str, Any], known: Sequence[str], where: str) -> None:
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"unknown key {key!r}{where}; {hint}")
-    for key in known:
-        if key not in values:
-            raise ValueError(f"{key}{where} is missing")
-
-
-def _list(values: dict[str, Any], key: str, where: str) -> list[Any]:
-    found = values[key]
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"{key}{where} must be a list that is not empty")
-    return found
-
-
-def _texts(values: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+def _texts(values: dict[str, Any], key: str, where: str = "") -> tuple[str, ...]:
     return tuple(
-        _text(text, f"{key} number {n}{where}")
-        for n, text in enumerate(_list(values, key, where), 1)
+        phrase(text, f"{key} number {n}{where}")
+        for n, text in enumerate(items(values, key, where), 1)
     )
-
-
-def _text(text: Any, place: str) -> str:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{place} must be a string that is not empty")
-    if len(text) > _LONGEST or not text.isprintable():
-        raise ValueError(f"{place} must be one line of at most {_LONGEST} letters")
-    return text
 
 
 def _once(what: str, texts: Sequence[str]) -> set[str]:

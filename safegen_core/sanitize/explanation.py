@@ -36,7 +36,8 @@ class Shown:
         score: how much its own rows carry the concept, 0..1.
         delta: the share of the prompt's score that goes when the word goes, 0..1; None where nobody
             tried.
-        action: what was done with it: "keep", or "replace" by `replacement`.
+        action: what was done with it: "keep", or "replace" by `replacement`. Of a refused prompt
+            nothing is handed on, so no word of it is replaced.
         replacement: what stands in its place, "" for nothing; None unless replaced.
         chunk: the number of its chunk, from 0.
 
@@ -67,8 +68,12 @@ class Shown:
 
     @property
     def heat(self) -> float:
-        """What the word is coloured by, 0..1: its own score, or what the prompt's owes to it."""
-        return max(self.score, self.delta or 0.0)
+        """What the word is coloured by, 0..1: what the prompt's score owes to it.
+
+        Its own score where nobody tried: a word has also read those before it, so that score alone
+        accuses words that merely come after the concept's.
+        """
+        return self.score if self.delta is None else self.delta
 
 
 @dataclass(frozen=True)
@@ -150,13 +155,8 @@ class Explanation:
                 f"the whole prompt, as encoder {printable(of.encoder, 20).upper()} tells it "
                 f"{_ROLES[of.role]}: {shown(of.score)}{after}; the limit is {shown(self.threshold)}"
             )
-        return f"{self._done(of)}: {self._seen(of)}"
-
-    def _done(self, word: Shown) -> str:
-        if word.replacement is None:
-            return "kept"
-        done = f"replaced by '{printable(word.replacement)}'" if word.replacement else "left out"
-        return f"{done}, which was not enough" if self.verdict == "refused" else done
+        seen = self._seen(of)
+        return seen if self.verdict == "refused" else f"{_done(of)}: {seen}"
 
     def _seen(self, word: Shown) -> str:
         # From the numbers as JSON has them, so that reading it back gives the same sentences.
@@ -199,6 +199,12 @@ class Explanation:
 def shown(number: float) -> str:
     """A number as people read it, cut to two places: 0.4999 must not read as 0.5, its limit."""
     return f"{_cut(_cut(number), 2):.2f}"
+
+
+def _done(word: Shown) -> str:
+    if word.replacement is None:
+        return "kept"
+    return f"replaced by '{printable(word.replacement)}'" if word.replacement else "left out"
 
 
 def _cut(number: float, places: int = _PLACES) -> float:

@@ -22,7 +22,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,19 @@ from typing import Any
 from ..errors import SanitizeError
 from ..header import printable
 from ..strict_json import read_object
+from .ages import CJK, Ages
 
 _FILE = Path(__file__).with_name("minors.json")
 # Of the contents; after a change tests/sanitize/test_minors.py tells the new one.
 _DIGEST = "8910ea1bafc6f16d3f08b2a454e3f5e980c2d16182851b6e49ae20372b0f59bc"
 _LONGEST_FILE = 1 << 16  # bytes
-_OF_AGE = 18
 _SHORTEST_HIDDEN = 3  # letters; any two stand apart somewhere
 _LONGEST_WORD = 20  # letters of a spelling
 _LONGEST_PHRASE = 3  # words of it
 
 # Linear time: every repetition is bounded, or of characters that what follows it cannot match.
-_CJK = "\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[^\W\d_{_CJK}]+|\d+")
-_CHUNK = re.compile(rf"[^\s,;{_CJK}]+")
+_WORD = re.compile(rf"[^\W\d_{CJK}]+|\d+")
+_CHUNK = re.compile(rf"[^\s,;{CJK}]+")
 _SIGNS = "@$€!|+"  # of leetspeak
 _RUN = re.compile(rf"(?:[^\W_]|[{_SIGNS}])+")
 _LONE_LETTERS = re.compile(r"(?<![^\W_])(?:[^\W_][\W_]{1,3}){2,}[^\W_](?![^\W_])")
@@ -54,9 +53,6 @@ _SPREAD = re.compile(
     "|(?<![\uac00-\ud7ff][\uac00-\ud7ff])(?<=[\uac00-\ud7ff])(?:[^\\w,;!?]|_){1,3}"
     "(?=[\uac00-\ud7ff](?![\uac00-\ud7ff]))"
 )
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?)"
-_NEAR = r"(?:[^\w,;\n]|_){0,4}"  # between the words of an age
-_LONGEST_CUE = 24  # letters before a number that make it an age
 
 _DECIMAL_WEIGHT = re.compile(r":\s{0,4}[-+]?\d{0,4}\.\d{1,6}\s{0,4}(?=[)\]>])")
 _ANY_WEIGHT = re.compile(r":\s{0,4}[-+]?\d{1,6}\s{0,4}(?=[)\]>])")
@@ -88,32 +84,6 @@ def mentions(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Ages:
-    """How ages are written. Patterns, but for those of numbers, are of what stands beside one."""
-
-    values: Mapping[str, int]  # of every number that is a word or a character
-    scales: frozenset[str]  # hundred
-    ordinals: frozenset[str]
-    joiners: frozenset[str]  # to, or
-    run: re.Pattern[str]  # numbers side by side, in digits and words
-    part: re.Pattern[str]  # a number or joiner of a run
-    suffixes: re.Pattern[str]  # th
-    milestones: re.Pattern[str]  # birthday
-    years: re.Pattern[str]
-    spans: re.Pattern[str]  # months old
-    measures: re.Pattern[str]  # feet; no age
-    followers: re.Pattern[str]  # what may follow an age, such as a comma
-    before: re.Pattern[str]  # aged
-    eras: re.Pattern[str]  # middle aged; no age
-    loosely: re.Pattern[str]  # she is
-    below: re.Pattern[str]  # under
-    unit: re.Pattern[str]  # years or decades in Chinese, Japanese and Korean
-    number: re.Pattern[str]  # and the number before them,
-    told: re.Pattern[str]  # or after the word for age
-    character: re.Pattern[str]  # a part of such a number
-
-
-@dataclass(frozen=True)
 class _Bank:
     """What minors.json says, in the forms it is searched by."""
 
@@ -127,7 +97,7 @@ class _Bank:
     skeletons: Mapping[str, str]  # of spellings -> term
     beginnings: frozenset[str]  # of skeletons
     anywhere: Mapping[str, str]  # part of a text -> term
-    ages: _Ages
+    ages: Ages
 
 
 def _search(text: str, bank: _Bank) -> Iterator[str]:
@@ -137,11 +107,11 @@ def _search(text: str, bank: _Bank) -> Iterator[str]:
     for word in set(words):
         yield from _inflected(word, bank)
     yield from _rejoined(text, bank)
-    yield from _ages(text, bank.ages)
+    yield from bank.ages.in_words(text)
     if not text.isascii():
         text = f"{text}\n{_BETWEEN.sub(' ', text)}\n{_SPREAD.sub('', text)}"
         yield from (term for part, term in bank.anywhere.items() if part in text)
-        yield from _ages_in_characters(text, bank.ages)
+        yield from bank.ages.in_characters(text)
 
 
 def _folded(text: str, look_alikes: Mapping[str, str]) -> str:
@@ -210,77 +180,6 @@ def _rejoined(text: str, bank: _Bank) -> Iterator[str]:
                         yield bank.skeletons[letters[start:end]]
 
 
-def _ages(text: str, ages: _Ages) -> Iterator[str]:
-    """Ages in words and digits: "12yo", "aged nine", "sixteen to eighteen years old"."""
-    for run in ages.run.finditer(text):
-        start, end = run.span()
-        parts = ages.part.findall(run[0])
-        age = _least(parts, ages)
-        if parts[-1] in ages.ordinals or ages.suffixes.match(text, end):
-            if age < _OF_AGE and ages.milestones.match(text, end):
-                yield f"age {age}"
-            continue
-        if ages.spans.match(text, end):
-            yield "age 0"
-        begin = max(0, start - _LONGEST_CUE)
-        # A small number in words is a count more often than an age: "only one, by the sea".
-        ends = ages.followers.match(text, end) and (age > 2 or parts[0].isdecimal())
-        if age < _OF_AGE and (
-            ages.years.match(text, end)
-            or (
-                ages.before.search(text, begin, start)
-                and not ages.eras.search(text, begin, start)
-                and not ages.measures.match(text, end)
-            )
-            or (ends and ages.loosely.search(text, begin, start))
-        ):
-            yield f"age {age}"
-        if age <= _OF_AGE and ends and ages.below.search(text, begin, start):
-            yield f"under {age}"
-
-
-def _least(parts: Sequence[str], ages: _Ages) -> int:
-    """The least of the ages that stand side by side: 25 of "twenty-five", 16 of "16 to 18"."""
-    found: list[int] = []
-    joined = spelled = False
-    for part in parts:
-        if part in ages.joiners:
-            joined = True
-            continue
-        if part[0].isdecimal():
-            digits = part.replace(",", "").split(".")[0].lstrip("0")
-            value = int(digits or 0) if len(digits) < 4 else 1000
-        else:
-            value = ages.values[part]
-        last = found[-1] if spelled and part in ages.values else 0
-        if part in ages.scales:
-            found = [last * value if 0 < last < value else last + value]
-        elif value < 10 <= last and last % 10 == 0:  # twenty-five, 十二
-            found[-1] = last + value
-        elif value < 10 and last % 10 > 0 and not part.isascii():  # 十七八: seventeen or eighteen
-            found.append(last - last % 10 + value)
-        elif joined:
-            found.append(value)
-        else:
-            found = [value]
-        joined, spelled = False, part in ages.values
-    return min(found, default=_OF_AGE)  # characters of numbers that make none
-
-
-def _ages_in_characters(text: str, ages: _Ages) -> Iterator[str]:
-    """Ages in Chinese, Japanese and Korean: 12歳, 十二岁, 열두 살."""
-    for unit in ages.unit.finditer(text):
-        if unit["years"] or unit["decades"]:
-            number = ages.number.search(text, max(0, unit.start() - 16), unit.start())
-            age = _least(ages.character.findall(number[0]), ages) if number else _OF_AGE
-            if (0 if unit["years"] else 10) <= age < _OF_AGE:
-                yield f"age {age}"
-    for number in ages.told.finditer(text):
-        age = _least(ages.character.findall(number[1]), ages)
-        if age < _OF_AGE:
-            yield f"age {age}"
-
-
 @functools.cache
 def _bank() -> _Bank:
     try:
@@ -312,7 +211,7 @@ def _indexed(values: Mapping[str, Any]) -> _Bank:
     for term in (*terms, *values["stems"]):
         folded = _folded(term, look_alikes)
         words = _WORD.findall(folded)
-        if re.search(f"[{_CJK}]", term) or not words:  # no words: an emoji
+        if re.search(f"[{CJK}]", term) or not words:  # no words: an emoji
             anywhere[folded] = anywhere[folded.replace(" ", "")] = term
             continue
         phrase, joined = " ".join(words), "".join(words)
@@ -337,52 +236,5 @@ def _indexed(values: Mapping[str, Any]) -> _Bank:
         skeletons=skeletons,
         beginnings=frozenset(skeleton[:_SHORTEST_HIDDEN] for skeleton in skeletons),
         anywhere=anywhere,
-        ages=_indexed_ages(values["ages"], look_alikes),
-    )
-
-
-def _indexed_ages(values: Mapping[str, Any], look_alikes: Mapping[str, str]) -> _Ages:
-    numbers = {**values["numerals"], **values["scales"], **values["ordinals"]}
-    characters = [number for number in numbers if re.match(f"[{_CJK}]", number)]
-
-    def either(words: Iterable[str]) -> str:
-        folded = {re.escape(_folded(word, look_alikes)) for word in words}
-        return f"(?:{'|'.join(sorted(folded, key=len, reverse=True))})".replace(r"\ ", _NEAR)
-
-    def after(words: str) -> re.Pattern[str]:
-        return re.compile(rf"{_NEAR}{words}(?![^\W\d_])")
-
-    def before(words: Iterable[str]) -> re.Pattern[str]:
-        return re.compile(rf"(?<![^\W_]){either(words)}{_NEAR}\Z")
-
-    word = rf"(?<![^\W\d_]){either(numbers.keys() - set(characters))}(?![^\W\d_])"
-    number, joiner = rf"(?:{_DIGITS}|{word})", either(values["joiners"])
-    character, digit = either(characters), rf"[\d{''.join(characters)}]"
-    years, decades = either(values["cjk_years"]), either(values["cjk_decades"])
-    return _Ages(
-        numbers,
-        scales=frozenset(values["scales"]),
-        ordinals=frozenset(values["ordinals"]),
-        joiners=frozenset(values["joiners"]),
-        run=re.compile(rf"{number}(?:{_NEAR}(?:{joiner}{_NEAR})?{number})*"),
-        part=re.compile(rf"{number}|{joiner}"),
-        suffixes=after(either(values["suffixes"])),
-        milestones=after(f"{either(values['suffixes'])}?{_NEAR}{either(values['milestones'])}"),
-        years=after(either(values["years"])),
-        spans=after(f"{either(values['spans'])}{_NEAR}{either(values['old'])}"),
-        measures=after(either(values["measures"])),
-        followers=re.compile(rf"\s{{0,4}}(?:[,;.)\]}}|\n]|\Z|{either(values['followers'])}\b)"),
-        before=before(values["before"]),
-        eras=before(values["eras"]),
-        loosely=before(values["loosely"]),
-        below=before(values["below"]),
-        unit=re.compile(
-            rf"{either(values['cjk_not'])}|{either(values['cjk_some'])}?[\s_-]?"
-            rf"(?:(?P<years>{years})|(?P<decades>{decades}))"
-        ),
-        number=re.compile(rf"{digit}(?:[\s.~〜–-]?{digit})*\Z"),
-        told=re.compile(
-            rf"{either(values['cjk_before'])}(?:\W|[는은はが是为為]){{0,4}}({digit}{{1,8}})"
-        ),
-        character=re.compile(rf"\d+(?:\.\d+)?|[~〜–-]|{character}"),
+        ages=Ages.indexed(values["ages"], lambda word: _folded(word, look_alikes)),
     )

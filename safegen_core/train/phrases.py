@@ -19,7 +19,6 @@ minors. No message and no `repr` quotes a phrase.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -28,15 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..header import printable
+from ..phrase_file import LONGEST_FILE, check_keys, check_version, find, items, phrase
 from ..strict_json import read_object
 
 VERSION = 1
 PHRASES = Path(__file__).parent / "phrases"
 
-_LONGEST_FILE = 1 << 20  # bytes
-_LONGEST = 300  # letters of a phrase; a text encoder reads about 75 words
 _LISTS = ("pairs", "retain", "test_unsafe", "test_benign")
 _MINORS = re.compile(
     r"\b(child(ren|like)?|kids?|girls?|boys?|teen(s|age|aged|agers?)?|minors?|infants?|toddlers?"
@@ -74,18 +72,9 @@ def read_phrases(name_or_path: str) -> Phrases:
         ConfigError: `config_unknown` when it is neither.
         DataError: `data_phrases` when the file cannot be read or is no phrase bank.
     """
-    shipped = sorted(file.stem for file in PHRASES.glob("*.json"))
-    path = PHRASES / f"{name_or_path}.json" if name_or_path in shipped else Path(name_or_path)
-    if name_or_path not in shipped and path.suffix != ".json" and not path.is_file():
-        near = difflib.get_close_matches(name_or_path, shipped, n=1, cutoff=0.5)
-        raise ConfigError(
-            "config_unknown",
-            f"There is no phrase bank {printable(repr(name_or_path))}; give the path of a .json "
-            f"file, or one of {', '.join(shipped)}"
-            + (f" (did you mean {near[0]}?)" if near else ""),
-        )
+    path = find(name_or_path, PHRASES, "phrase bank")
     try:
-        return _phrases(read_object(path, longest=_LONGEST_FILE))
+        return _phrases(read_object(path, longest=LONGEST_FILE))
     except (OSError, ValueError) as cause:
         raise DataError(
             "data_phrases",
@@ -96,29 +85,16 @@ def read_phrases(name_or_path: str) -> Phrases:
 
 def _phrases(values: dict[str, Any]) -> Phrases:
     """Check the contents of a bank; a ValueError says what is wrong with them, and quotes none."""
-    known = ("version", "name", *_LISTS)
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"unknown key {key!r}; {hint}")
-    for key in known:
-        if key not in values:
-            raise ValueError(f"{key} is missing")
-    if type(values["version"]) is not int or values["version"] != VERSION:
-        raise ValueError(f"its version is not {VERSION}, the one this safegen reads")
-    name = _phrase(values["name"], "name")
-    for key in _LISTS:
-        if not isinstance(values[key], list) or not values[key]:
-            raise ValueError(f"{key} must be a list that is not empty")
-
+    check_keys(values, ("version", "name", *_LISTS))
+    check_version(values, VERSION)
+    name = phrase(values["name"], "name")
     pairs = []
     for place, pair in _numbered(values, "pairs"):
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"{place} must be [unsafe phrase, safe counterpart]")
-        pairs.append((_phrase(pair[0], f"{place}, unsafe"), _phrase(pair[1], f"{place}, safe")))
+        pairs.append((phrase(pair[0], f"{place}, unsafe"), phrase(pair[1], f"{place}, safe")))
     lists = {
-        key: tuple(_phrase(text, place) for place, text in _numbered(values, key))
+        key: tuple(phrase(text, place) for place, text in _numbered(values, key))
         for key in _LISTS[1:]
     }
     unsafe, safe = zip(*pairs, strict=True)
@@ -142,15 +118,7 @@ def _phrases(values: dict[str, Any]) -> Phrases:
 
 
 def _numbered(values: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
-    return ((f"{key} number {number}", item) for number, item in enumerate(values[key], 1))
-
-
-def _phrase(text: Any, place: str) -> str:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{place} must be a string that is not empty")
-    if len(text) > _LONGEST or not text.isprintable():
-        raise ValueError(f"{place} must be one line of at most {_LONGEST} letters")
-    return text
+    return ((f"{key} number {number}", item) for number, item in enumerate(items(values, key), 1))
 
 
 def _no_phrase_in_both(what: str, some: Iterable[str], others: Iterable[str]) -> None:

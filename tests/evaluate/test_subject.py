@@ -126,6 +126,14 @@ def test_it_draws_what_the_pipeline_draws(pipeline, sampler, cfg, prediction):
     assert wanted.float().std() > 10
 
 
+def test_it_leads_away_from_a_negative_prompt_as_the_pipeline_does(pipeline):
+    own = like(pipeline, SAMPLERS["ddim"])
+    wanted = called(own, 5.0, height=64, width=64, negative_prompt=["a green square"] * len(TEXTS))
+    subject = Subject(own)
+    assert apart(drawn(subject, 5.0, negative="a green square"), wanted) <= 1
+    assert apart(drawn(subject, 5.0), wanted) > 10
+
+
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_from_a_picture_it_draws_what_the_pipeline_draws(pipeline, sampler, strength):

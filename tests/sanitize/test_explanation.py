@@ -94,8 +94,8 @@ def test_numbers_are_cut():
 
 
 def test_the_heat_of_a_word():
-    assert STRIPED.heat == 0.91
-    assert replace(STRIPED, delta=0.95).heat == 0.95
+    assert STRIPED.heat == 0.68
+    assert replace(STAR, score=1.0).heat == 0.0, "it merely comes after what counts"
     assert replace(STRIPED, delta=None).heat == 0.91
 
 
@@ -109,8 +109,7 @@ def test_sentences():
     untried = replace(STAR, delta=None)
     assert say(untried) == "kept: by itself it scores 0.10, the limit is 0.50"
     refused = replace(TOLD, verdict="refused", code="sanitize_refused")
-    assert ", which was not enough: " in refused.why(STRIPED)
-    assert ", which was not enough: " not in refused.why(STAR)
+    assert refused.why(untried) == "by itself it scores 0.10, the limit is 0.50", "not kept"
     assert say(END) == (
         "the whole prompt, as encoder L tells it at its end: 0.97, and 0.12 afterwards; "
         "the limit is 0.50"

@@ -105,12 +105,12 @@ const chips = (card) => card.all(".safegen-chip").map((chip) => chip.textContent
 
 test("a chip for every word, with its weight, its score and its reason", () => {
   const card = cardOf(
-    explained([word("a"), word("striped", { weight: 1.3, score: 0.2, delta: 0.97, why: "left out" })])
+    explained([word("a"), word("striped", { weight: 1.3, score: 0.99, delta: 0.97, why: "left out" })])
   );
   assert.deepEqual(chips(card), ["a 0.10", "(striped:1.3) 0.97"]);
   const [, striped] = card.all(".safegen-chip");
   assert.equal(striped.title, "left out");
-  assert.equal(striped.style["--heat"], 0.97, "the larger of score and delta");
+  assert.equal(striped.style["--heat"], 0.97, "of delta, where there is one");
   for (const theme of ["light", "dark"]) {
     const [ground, ink] = colours(0.97, theme).map((colour) => `rgb(${colour.join(" ")})`);
     assert.equal(striped.style[`--${theme}`], ground);

@@ -70,6 +70,13 @@ export const withoutWords = (info) => ({
  * @param {object} info an explanation's JSON, as the node gives it under `safegen_prompt`
  */
 export function promptCard(node, info) {
+  const element = heatMap(info);
+  element.append(reportLine(node, withoutWords(info), info));
+  return element;
+}
+
+/** The card alone, for every host: what was found, word by word. */
+export function heatMap(info) {
   dress();
   const verdict = Object.hasOwn(LOOKS, info.verdict) ? info.verdict : "refused";
   const [tone, sign] = LOOKS[verdict];
@@ -79,7 +86,7 @@ export function promptCard(node, info) {
   element.append(make("div.safegen-line", info.reason + code));
   element.append(words(info.words));
   if (info.whole.length) element.append(whole(info.whole));
-  element.append(legend(info), reportLine(node, withoutWords(info), info));
+  element.append(legend(info));
   return element;
 }
 
@@ -91,7 +98,7 @@ function words(all) {
   for (const word of all) {
     if (word.chunk !== chunk) line.append(make("br"), aside(say("part", { n: word.chunk + 1 })), " ");
     chunk = word.chunk;
-    const heat = Math.max(word.score, word.delta ?? 0);
+    const heat = word.delta ?? word.score;
     const plain = visible(word.text);
     const text = word.weight === 1 ? plain : `(${plain}:${word.weight})`;
     line.append(chip(text, heat, word.why, word.action === "replace" ? "s" : "span"), " ");

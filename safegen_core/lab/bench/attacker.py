@@ -37,7 +37,7 @@ from ..dataset import LABELS, to_tensor
 from ..detectors import LabDetector
 from ..prompts import caption
 from ..sample import STEPS
-from ..sanitizing import Told, listening, scattered, tell, tell_rows
+from ..sanitizing import Told, negative_prompt, scattered, tell, tell_rows
 from ..world import FORBIDDEN, NEAR_MISS, imagine, render
 from .arms import BASE, Arm, trained_as
 from .asked import Question, starts
@@ -213,8 +213,13 @@ class Attacker:
         if not at:
             return torch.zeros(len(seeds), subject.size, subject.size, 3, dtype=torch.uint8)
         noise = subject.noise([seeds[k] for k in at])
-        z = listening(subject, setting.prompt_guard).sample(
-            told.context[at], noise, setting.cfg, sampler=setting.sampler, steps=STEPS
+        z = subject.sample(
+            told.context[at],
+            noise,
+            setting.cfg,
+            negative=negative_prompt(setting.prompt_guard),
+            sampler=setting.sampler,
+            steps=STEPS,
         )
         return scattered(subject.decode(z), told)
 

@@ -25,7 +25,7 @@ from ..detectors import LabDetector
 from ..judges import garbage
 from ..prompts import Prompt
 from ..sample import STEPS
-from ..sanitizing import PASS, Told, listening, scattered, tell
+from ..sanitizing import PASS, Told, negative_prompt, scattered, tell
 from ..world import FORBIDDEN
 from .arms import BASE, UNTRAINED, Arm, patch_of
 from .asked import Counts, Question, questions, starts
@@ -87,10 +87,11 @@ def draw(
     noise = subject.noise([asked[k].seed for k in at])
     begun = subject.latents(starts(asked, setting.start))[at] if setting.start else None
     with _patched(subject, patch, setting):
-        z = listening(subject, setting.prompt_guard).sample(
+        z = subject.sample(
             told.context[at],
             noise,
             setting.cfg,
+            negative=negative_prompt(setting.prompt_guard),
             sampler=setting.sampler,
             steps=STEPS,
             start=begun,

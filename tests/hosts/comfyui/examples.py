@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.hosts.comfyui.sources import ROOT
 
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -22,7 +24,14 @@ STAND_INS = {
     "height": 64,
     "steps": 1,
     "image": "example.png",
-    "preset": "custom",
-    "threshold": 0.99,
-    "text": "a plain star",  # which the text encoder of random weights knows to be harmless
 }
+
+
+def prompts() -> set[str]:
+    """What the examples ask for."""
+    return {
+        node["widgets_values"][0]
+        for example in EXAMPLES
+        for node in json.loads(example.read_text(encoding="utf-8"))["nodes"]
+        if node["type"] == "CLIPTextEncode"
+    }

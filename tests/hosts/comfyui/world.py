@@ -27,6 +27,7 @@ from safegen_core.patch import Patch
 
 from . import nano
 from .detector import write_detector, write_policy
+from .examples import prompts
 from .sidecar import BANK
 
 ROOT = Path(__file__).parents[3]
@@ -120,7 +121,10 @@ def install(base: Path, name: str, *, link: bool) -> None:
 
 
 def write_bank(file: Path) -> None:
-    """A concept bank that a text encoder of random weights has soon learned."""
+    """A concept bank that a text encoder of random weights has soon learned.
+
+    It has to be told that the examples' prompts are harmless: to such an encoder they are noise.
+    """
     things = ("star", "circle", "square", "house", "boat", "tree")
     bank = {
         "version": 1,
@@ -128,7 +132,8 @@ def write_bank(file: Path) -> None:
         "groups": [
             {"templates": [f"a {{}} {thing}" for thing in things], "pairs": [["striped", "plain"]]}
         ],
-        "harmless": [f"a {how} {thing}" for how in ("red", "small") for thing in things],
+        "harmless": [f"a {how} {thing}" for how in ("red", "small") for thing in things]
+        + sorted(prompts()),
         "anchors": ["plain"],
     }
     file.parent.mkdir(parents=True, exist_ok=True)
