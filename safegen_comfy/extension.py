@@ -26,6 +26,7 @@ class SafeGenExtension(ComfyExtension):
         from ..nodes.guard_clip import GuardClip
         from ..nodes.load_patch import LoadPatch
         from ..nodes.policy import PolicyNode
+        from ..nodes.sanitize_conditioning import SanitizeConditioning
         from ..nodes.save_checkpoint import SaveCheckpoint
 
         return [
@@ -37,5 +38,6 @@ class SafeGenExtension(ComfyExtension):
             Compare,
             SaveCheckpoint,
             GuardClip,
+            SanitizeConditioning,
             ExplainPrompt,
         ]

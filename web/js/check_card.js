@@ -39,6 +39,13 @@ const places = (score) => (Math.floor(score * 100 + 1e-6) / 100).toFixed(2);
  * @param {object} report the dictionary under `safegen_check`
  */
 export function checkCard(node, report) {
+  const element = checked(report);
+  element.append(reportLine(node, report));
+  return element;
+}
+
+/** The card alone, for every host: the weightiest verdict, the count, and every picture. */
+export function checked(report) {
   const pictures = report.pictures ?? [];
   const worst = Math.max(0, ...pictures.map((one) => WEIGHTS.indexOf(decided(one))));
   const state = pictures.length ? WEIGHTS[worst] : "unjudged";
@@ -57,7 +64,6 @@ export function checkCard(node, report) {
   if (telling?.reason) element.append(make("div.safegen-line", telling.reason));
   for (const note of report.notes ?? []) element.append(make("div.safegen-line.note", note));
   if (pictures.length > 1) element.append(list(pictures));
-  element.append(reportLine(node, report));
   return element;
 }
 

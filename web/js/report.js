@@ -16,10 +16,22 @@ import { say } from "./text.js";
  * @param {object} [withPrompt] what is copied instead where the box is ticked
  */
 export function reportLine(node, report, withPrompt = report) {
+  const graph = () => ({ prompts: promptsOf(node.graph.rootGraph ?? node.graph) });
+  return copyLine(report, () => ({ ...withPrompt, ...graph() }), say("withPromptWhy"));
+}
+
+/**
+ * The line, for every host.
+ *
+ * @param {object} report what is copied
+ * @param {() => object} withPrompt what is copied instead where the box is ticked
+ * @param {string} why what the box is for
+ */
+export function copyLine(report, withPrompt, why) {
   const box = make("input");
   box.type = "checkbox";
   const tick = make("label", box, say("withPrompt"));
-  tick.title = say("withPromptWhy");
+  tick.title = why;
   const button = make("button", say("copy"));
   button.type = "button";
   const line = make("div.safegen-report", button, tick);
@@ -27,8 +39,7 @@ export function reportLine(node, report, withPrompt = report) {
 
   button.addEventListener("click", async () => {
     line.querySelector("textarea")?.remove();
-    const prompts = box.checked ? promptsOf(node.graph.rootGraph ?? node.graph) : null;
-    const text = told(box.checked ? withPrompt : report, prompts);
+    const text = JSON.stringify(box.checked ? withPrompt() : report, null, 2);
     const done = await copy(text);
     button.textContent = say(done ? "copied" : "copyYourself");
     if (!done) offer(line, text);
@@ -36,10 +47,6 @@ export function reportLine(node, report, withPrompt = report) {
     back = setTimeout(() => (button.textContent = say("copy")), done ? 1800 : 8000);
   });
   return line;
-}
-
-function told(report, prompts) {
-  return JSON.stringify(prompts ? { ...report, prompts } : report, null, 2);
 }
 
 /** Whether the text is in the clipboard now. */

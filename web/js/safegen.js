@@ -15,6 +15,7 @@ const WITH_PANEL = new Set([
   APPLY,
   "SafeGenCheckImage",
   "SafeGenGuardClip",
+  "SafeGenSanitizeConditioning",
   "SafeGenExplainPrompt",
 ]);
 const OURS = /^SafeGen/;

@@ -45,7 +45,7 @@ def test_the_pack_is_loaded_whole(client, server):
     assert nodes == {
         "SafeGenLoadPatch", "SafeGenApply", "SafeGenCheckImage", "SafeGenPolicy",
         "SafeGenCensorRegions", "SafeGenCompare", "SafeGenSaveCheckpoint",
-        "SafeGenGuardClip", "SafeGenExplainPrompt",
+        "SafeGenGuardClip", "SafeGenSanitizeConditioning", "SafeGenExplainPrompt",
     }  # fmt: skip
 
 
