@@ -8,41 +8,21 @@ Everything lies in `models/safegen`, and in the folders that `safegen:` names in
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import struct
 from pathlib import Path
-from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 import folder_paths
 
 from ..safegen_core.detect.shelf import Shelf, named_folders
-from ..safegen_core.errors import FileError, PolicyError
-from ..safegen_core.header import MAX_HEADER, printable
-from ..safegen_core.patch import Patch
-from ..safegen_core.policy import PRESETS, Policy
-from ..safegen_core.trust import Ledger, default_path
+from ..safegen_core.errors import FileError
+from ..safegen_core.header import printable
+from ..safegen_core.policy import Policy
+from ..safegen_core.policy import installed as policies_installed
+from ..safegen_core.trust import Ledger, default_path, installed
+from ..safegen_core.trust.installed import IN_LORAS, Signature
 from .types import Loaded
 
 KIND = "safegen"
-IN_LORAS = "loras: "  # no file name has a colon on Windows, and none of ours elsewhere
-_MARK = b'"safegen.format"'
-
-Signature = tuple[str, tuple[int, int, int], str]
-"""Path, stamp, SHA-256 of the header: what a file is known by without reading it."""
-
-
-class _Look(NamedTuple):
-    """What is kept of a file's header. `stamp` is its size, mtime and ctime in ns."""
-
-    stamp: tuple[int, int, int]
-    header: str
-    marked: bool
-
-
-_looks: dict[str, _Look] = {}
-_loaded: WeakValueDictionary[Signature, Loaded] = WeakValueDictionary()
 
 
 def register() -> None:
@@ -70,7 +50,7 @@ def patch_names() -> list[str]:
     loras = [
         IN_LORAS + name
         for name in folder_paths.get_filename_list("loras")
-        if _is_marked(folder_paths.get_full_path("loras", name))
+        if (path := folder_paths.get_full_path("loras", name)) and installed.is_marked(path)
     ]
     return [*folder_paths.get_filename_list(KIND), *loras]
 
@@ -98,12 +78,7 @@ def load(name: str) -> Loaded:
     Raises:
         FileError, PatchError: as `find_patch` and `Patch.read`.
     """
-    path = find_patch(name)
-    key = signature(path)
-    known = _loaded.get(key)
-    if known is None:
-        known = _loaded[key] = Loaded(name, path, Patch.read(path))
-    return known
+    return installed.load(name, find_patch(name))
 
 
 def signature(path: str | os.PathLike[str]) -> Signature:
@@ -112,13 +87,12 @@ def signature(path: str | os.PathLike[str]) -> Signature:
     Raises:
         FileError: `file_unreadable`.
     """
-    look = _looked_at(os.fspath(path))
-    return os.fspath(path), look.stamp, look.header
+    return installed.signature(path)
 
 
 def policy_names() -> list[str]:
     """The presets, then the files of every `policies` folder."""
-    return [*PRESETS, *_policy_files()]
+    return policies_installed.names(_policy_folders())
 
 
 def open_policy(name: str) -> Policy:
@@ -127,21 +101,12 @@ def open_policy(name: str) -> Policy:
     Raises:
         PolicyError: `policy_missing`, and as `Policy.read`.
     """
-    if name in PRESETS:
-        return Policy.preset(name)
-    file = policy_file(name)
-    if file is None:
-        raise PolicyError(
-            "policy_missing",
-            f"The policy '{printable(name)}' is not installed (any more): choose another, or put "
-            f"it into {own() / 'policies'}.",
-        )
-    return Policy.read(file)
+    return policies_installed.open_named(name, _policy_folders())
 
 
 def policy_file(name: str) -> Path | None:
     """The file behind a name of `policy_names`, None for a preset or an unknown name."""
-    return _policy_files().get(name)
+    return policies_installed.find(name, _policy_folders())
 
 
 def shelf() -> Shelf:
@@ -161,45 +126,8 @@ def ledger() -> Ledger:
 
 def state() -> tuple:
     """What changes whenever a patch, the ledger or a key came, went or changed."""
-    known = ledger()
-    others = [known.path, *sorted(known.keys_folder.glob("*"))]
-    stamps = [(str(file), file.stat().st_mtime_ns) for file in others if file.is_file()]
-    return (*map(signature, map(find_patch, patch_names())), *stamps)
+    return installed.state(map(find_patch, patch_names()), ledger())
 
 
-def _policy_files() -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for folder in every():
-        with contextlib.suppress(OSError):  # one that may not be read would take the nodes away
-            for file in sorted((folder / "policies").glob("*.json")):
-                found.setdefault(file.name, file)
-    return found
-
-
-def _is_marked(path: str | None) -> bool:
-    """Whether a LoRA file says that it is a patch. Read once, as long as the file stays."""
-    if path is None or not path.endswith(".safetensors"):
-        return False
-    try:
-        return _looked_at(path).marked
-    except FileError:  # not ours to complain about
-        return False
-
-
-def _looked_at(path: str) -> _Look:
-    try:
-        status = os.stat(path)
-        # Archives and copies may keep size and mtime; nobody sets a ctime.
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        known = _looks.get(path)
-        if known is None or known.stamp != stamp:
-            with open(path, "rb") as file:
-                length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
-                header = file.read(min(length, MAX_HEADER))
-            known = _Look(stamp, hashlib.sha256(header).hexdigest(), _MARK in header)
-            _looks[path] = known
-    except OSError as error:
-        raise FileError(
-            "file_unreadable", f"{printable(path)} cannot be read: {printable(error)}."
-        ) from error
-    return known
+def _policy_folders() -> list[Path]:
+    return [folder / "policies" for folder in every()]

@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..safegen_core.errors import DetectorError, PolicyError, SafeGenError
-from ..safegen_core.guard.judging import Opener, Panel
+from ..safegen_core.errors import PolicyError
+from ..safegen_core.guard import readiness
+from ..safegen_core.guard.judging import Opener
 from ..safegen_core.header import printable
 from ..safegen_core.policy import VERSION, Policy
 
@@ -29,8 +30,6 @@ LET_THROUGH = 1.0
 """The threshold that takes a label out of the policy."""
 
 _LINE = re.compile(r"(?P<label>\S(?:.*\S)?)\s*=\s*(?P<threshold>[0-9.]+)(?:\s+(?P<action>\w+))?")
-
-_tried: set[tuple[str, tuple[str, ...]]] = set()
 
 
 def document(
@@ -87,29 +86,13 @@ def ready(policy: Policy, shelf: Opener) -> tuple[str, ...]:
     Raises:
         SafeGenError: why no picture could be judged; `detector_missing` names the way to get one.
     """
-    try:
-        panel = Panel(policy, shelf)
-    except SafeGenError as error:
-        if error.code == "detector_missing" and _lacks_nudenet(policy, shelf):
-            from . import ways
-
-            raise DetectorError("detector_missing", ways.no_detector()) from error
-        raise
-    key = (policy.id, panel.ids)
-    if key not in _tried:
-        panel.trial()
-        _tried.add(key)
-    return (policy.id, *panel.ids)
+    return readiness.ready(policy, shelf, _no_detector)
 
 
-def _lacks_nudenet(policy: Policy, shelf: Opener) -> bool:
-    if "nudenet" not in policy.images.detectors:
-        return False
-    try:
-        shelf.open("nudenet", resolution="adaptive", limits={})
-    except SafeGenError as error:
-        return error.code == "detector_missing"
-    return False
+def _no_detector() -> str:
+    from . import ways  # which asks ComfyUI for its folders
+
+    return ways.no_detector()
 
 
 def _lines(text: str, found: str) -> dict[str, dict[str, Any]]:

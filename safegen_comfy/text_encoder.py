@@ -218,20 +218,10 @@ class ComfyEncoder:
         found = []
         # ComfyUI cuts what only one of SDXL's encoders was told
         for lists in zip(*(tokens[name] for name in self._models), strict=False):
-            read = {
-                name: self._read(name, pairs)
-                for name, pairs in zip(self._models, lists, strict=True)
-            }
-            told = list(read.values())
-            if all(len(words) == len(told[0]) and words == told[0] for words in told):
-                found.append(
-                    tuple(
-                        replace(one[0], tokens={k: v for w in one for k, v in w.tokens.items()})
-                        for one in zip(*told, strict=True)
-                    )
-                )
-            else:
-                found.append(tuple(word for words in told for word in words))
+            told = [
+                self._read(name, pairs) for name, pairs in zip(self._models, lists, strict=True)
+            ]
+            found.append(clip_words.side_by_side(told))
         if not found:
             raise _unreadable("they are empty")
         return found
@@ -312,10 +302,7 @@ class ComfyEncoder:
     def _part(
         self, name: str, states: Tensor, told: Sequence[tuple[int, Any]], pooled: Tensor | None
     ) -> Part:
-        roles, _ = clip_words.rows([1] * len(told), len(states))
-        words = torch.full((len(states),), -1, dtype=torch.int64)
-        words[1 : 1 + len(told)] = torch.tensor([number for number, _ in told], dtype=torch.int64)
-        return Part(name, states, roles, words, pooled)
+        return clip_words.part(name, states, [number for number, _ in told], pooled)
 
     def _width(self, name: str) -> int:
         return self._models[name].transformer.get_input_embeddings().weight.shape[1]

@@ -10,7 +10,7 @@ copies (for a state dict, the tensors themselves), so removing needs no arithmet
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -38,8 +38,16 @@ class _Slots(Protocol):
         """Write a patched tensor, remembering the original."""
         ...
 
+    def kept(self) -> dict[str, Tensor]:
+        """The originals of what was overwritten, by the model's own names."""
+        ...
+
     def restore(self) -> None:
         """Put every original back."""
+        ...
+
+    def forget(self) -> None:
+        """Keep no originals any more."""
         ...
 
 
@@ -48,16 +56,19 @@ class _ModuleSlots:
 
     def __init__(self, module: torch.nn.Module, kept: dict[str, Tensor] | None = None) -> None:
         self.module = module
-        self.kept: dict[str, Tensor] = {} if kept is None else kept
+        self._kept: dict[str, Tensor] = {} if kept is None else kept
         self._live = LiveTensors(module.state_dict(keep_vars=True))
 
     def originals(self) -> LiveTensors:
-        return LiveTensors({**self._live.tensors, **self.kept})
+        return LiveTensors({**self._live.tensors, **self._kept})
+
+    def kept(self) -> dict[str, Tensor]:
+        return self._kept
 
     def put(self, key: str, value: Tensor, owner: Applied) -> None:
         current = self._live.load(key)
-        if key not in self.kept:
-            self.kept[key] = current.to("cpu", copy=True)
+        if key not in self._kept:
+            self._kept[key] = current.to("cpu", copy=True)
         with torch.no_grad():
             current.copy_(value)
         object.__setattr__(self.module, _MARK, owner)
@@ -65,9 +76,12 @@ class _ModuleSlots:
     def restore(self) -> None:
         live = LiveTensors(self.module.state_dict(keep_vars=True))
         with torch.no_grad():
-            for key, original in self.kept.items():
+            for key, original in self._kept.items():
                 live.load(key).copy_(original)
-        self.kept.clear()
+        self._kept.clear()
+
+    def forget(self) -> None:
+        self._kept.clear()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +104,12 @@ class _MappingSlots:
         return {name: origin for name, origin in found.items() if origin is not None}
 
     def originals(self) -> LiveTensors:
-        kept = {name: origin.tensor for name, origin in self.origins().items()}
-        return LiveTensors({n: t for n, t in {**self.state, **kept}.items() if _is_tensor(t)})
+        return LiveTensors(
+            {n: t for n, t in {**self.state, **self.kept()}.items() if _is_tensor(t)}
+        )
+
+    def kept(self) -> dict[str, Tensor]:
+        return {name: origin.tensor for name, origin in self.origins().items()}
 
     def put(self, key: str, value: Tensor, owner: Applied) -> None:
         name = self._names[key]
@@ -101,7 +119,11 @@ class _MappingSlots:
         self.state[name] = value
 
     def restore(self) -> None:
-        self.state.update({name: origin.tensor for name, origin in self.origins().items()})
+        self.state.update(self.kept())
+
+    def forget(self) -> None:
+        for name in self.origins():
+            delattr(self.state[name], _MARK)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -118,7 +140,7 @@ class Applied:
         already: the model had this patch baked in, so nothing was changed.
         realised: share of the patch that survived rounding to the weights' dtype.
         active: whether this is the patch now on the model; False after `remove`, or after another
-            `apply` replaced it.
+            `apply` replaced it, or `abandon`.
     """
 
     def __init__(self, patch: Patch, strength: float, fit: Fit, slots: _Slots) -> None:
@@ -129,6 +151,17 @@ class Applied:
         self.realised = 1.0
         self.active = True
         self._slots = slots
+
+    @property
+    def originals(self) -> Mapping[str, Tensor]:
+        """What was overwritten, by the model's own names; empty when not active."""
+        return self._slots.kept() if self.active else {}
+
+    def abandon(self) -> None:
+        """Forget the originals, and leave the model as it is: it was given other weights since."""
+        if self.active:
+            self._slots.forget()
+            self.active = False
 
     def remove(self) -> None:
         """Restore the originals, bit for bit. Does nothing when no longer active."""
@@ -218,5 +251,5 @@ def _open(target: Any) -> tuple[Applied | None, _Slots]:
         )
     before = getattr(module, _MARK, None)
     if before is not None and before.active:
-        return before, _ModuleSlots(module, before._slots.kept)
+        return before, _ModuleSlots(module, before._slots.kept())
     return None, _ModuleSlots(module)

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +40,17 @@ def own_folder() -> Path:
     """The folder this copy of `safegen_core` lies in."""
     # Not resolved: a pack linked into a host still belongs to that host.
     return Path(os.path.abspath(__file__)).parents[1]
+
+
+def quoted(*arguments: str | os.PathLike[str]) -> str:
+    """A command line as this system's shell wants it."""
+    words = [os.fspath(argument) for argument in arguments]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def command(*arguments: str | os.PathLike[str]) -> str:
+    """The full line of a `safegen` command, for the Python that runs now."""
+    return quoted(sys.executable, own_folder() / "safegen.py", *arguments)
 
 
 def find_place(pack: Path, patch_folders: tuple[Path, ...] = ()) -> Place:

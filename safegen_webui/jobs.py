@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hmac import compare_digest
 from typing import Any
 
 from safegen_core.guard import Verdict
@@ -28,17 +30,30 @@ class Job:
         protection: what is done for it.
         verdicts: of its finished pictures, in the order in which they were judged; a picture that
             was judged again (a copy, the same file) is not counted twice.
+        judged: the verdicts on every picture that was looked at, one a policy, by its content
+            (`checking`); none for what we have drawn ourselves.
         prompts: what the sanitizer said of each text, by the text.
+        conds: what takes the place of each conditioning that was judged, by its content
+            (`prompts`).
         patch: what `weights.ensure` did for each model that was loaded: plain values for infotext
             and status.
         notes: sentences for the page, such as that no patch fits this model.
+        task: the random name that the host's page gave to the request; "" for none. The host tells
+            everybody the names of those that wait, so a name proves nothing.
+        page: the secret of the page that asked, "" for none: who knows it may see the prompts.
+        refused: the sentence that ended the request, "" if none did.
     """
 
     protection: Protection
     verdicts: list[Verdict] = field(default_factory=list)
+    judged: dict[bytes, tuple[Verdict, ...]] = field(default_factory=dict, repr=False)
     prompts: dict[str, Explanation] = field(default_factory=dict)
+    conds: dict[str, tuple[Explanation, Any]] = field(default_factory=dict, repr=False)
     patch: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    task: str = ""
+    page: str = ""
+    refused: str = ""
 
     def note(self, sentence: str) -> None:
         """Add a sentence, once."""
@@ -46,17 +61,26 @@ class Job:
             self.notes.append(sentence)
 
 
+_MOST_RECENT = 16
+
 _lock = threading.RLock()
 _running: list[Job] = []
 _last: Job | None = None
+_recent: OrderedDict[str, Job] = OrderedDict()
 
 
 @contextlib.contextmanager
-def begun(protection: Protection) -> Iterator[Job]:
-    """The job for what runs inside: a new one, or the one that it is a part of."""
+def begun(protection: Protection, task: str = "", page: str = "") -> Iterator[Job]:
+    """The job for what runs inside: a new one, or the one that it is a part of.
+
+    Args:
+        protection: of a new one.
+        task: its `Job.task`.
+        page: its `Job.page`.
+    """
     global _last
     with _lock:
-        job = _running[-1] if _running else Job(protection)
+        job = _running[-1] if _running else _new(protection, task, page)
         _running.append(job)
     try:
         yield job
@@ -73,6 +97,22 @@ def current() -> Job | None:
         return _running[-1] if _running else None
 
 
+def of_task(task: str, page: str) -> Job | None:
+    """A page's job by the name it gave it; None if it is unknown, long ago, or another page's."""
+    with _lock:
+        job = _recent.get(task)
+    return job if job and page and compare_digest(job.page.encode(), page.encode()) else None
+
+
 def last() -> Job | None:
     """The job that was served last, for the page's cards and badges."""
     return _last
+
+
+def _new(protection: Protection, task: str, page: str) -> Job:
+    job = Job(protection, task=task, page=page)
+    if task:
+        _recent[task] = job
+        while len(_recent) > _MOST_RECENT:
+            _recent.popitem(last=False)
+    return job

@@ -312,3 +312,30 @@ def test_fused_projections_are_refused():
     unet.fuse_qkv_projections()
     with pytest.raises(ModelError, match="fused"):
         apply(unet, make_patch())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_originals_are_told(kind):
+    target, patch = kind(), make_patch()
+    saved = snapshot(target)
+    applied = apply(target, patch)
+    assert {n.removeprefix("unet.") for n in applied.originals} <= set(saved)
+    assert len(applied.originals) == len(patch.deltas)
+    assert all(torch.equal(tensor, saved[n]) for n, tensor in applied.originals.items())
+    applied.remove()
+    assert applied.originals == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_abandoned_model_is_taken_as_it_is(kind):
+    target, patch = kind(), make_patch()
+    applied = apply(target, patch)
+    applied.abandon()
+    left = snapshot(target)
+    assert not applied.active
+    applied.remove()
+    assert identical(target, left)
+    other = make_patch(seed=2)
+    with apply(target, other, any_base=True):
+        assert not identical(target, left)
+    assert identical(target, left)

@@ -21,7 +21,7 @@ CORE = ROOT / "safegen_core"
 LAYERS = (
     {"errors"},
     {"families", "guide", "header", "page", "place", "progress", "strict_json"},
-    {"atomic", "recognise", "storage"},
+    {"atomic", "phrase_file", "recognise", "storage"},
     {"coverage", "delta", "fingerprint"},
     {"compress", "patch_file"},
     {"patch"},
@@ -311,6 +311,7 @@ def webui_imports() -> Iterator[tuple[str, tuple[str, ...], bool, bool]]:
 def test_the_webuis_side_knows_the_core_and_itself_and_no_other_host():
     there = CORE_PACKAGES | set(sys.stdlib_module_names) | {"safegen_core", "safegen_webui"}
     host = {"gradio", "fastapi", "ldm", "modules", "modules_forge", "networks", "pydantic"}
+    host |= {"backend", "ldm_patched"}
     wrong = []
     for at, target, relative, top_level in webui_imports():
         ours = target[0] in ("safegen_core", "safegen_webui")

@@ -8,12 +8,13 @@ marks the last piece of a word.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .encoder import Role
+from .encoder import Chunk, Part, Role, Word
 
 _END_OF_WORD = "</w>"
 
@@ -52,6 +53,34 @@ def rows(lengths: Sequence[int], total: int) -> tuple[Tensor, Tensor]:
         at += length
     roles[at] = Role.END
     return roles, number
+
+
+def part(name: str, states: Tensor, numbers: Sequence[int], pooled: Tensor | None = None) -> Part:
+    """What an encoder says of a chunk, by what it was told.
+
+    Args:
+        name: of the encoder.
+        states: `[T, D]`.
+        numbers: of its word in the chunk, for every token between start and end.
+        pooled: `[P]`, if there is one.
+    """
+    roles, _ = rows([1] * len(numbers), len(states))
+    words = torch.full((len(states),), -1, dtype=torch.int64)
+    words[1 : 1 + len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+    return Part(name, states, roles, words, pooled)
+
+
+def side_by_side(told: Sequence[Sequence[Word]]) -> Chunk:
+    """A chunk from what each encoder was told; tokens are dicts by the encoder's name.
+
+    Encoders that read the same words share them; what was told to one of them only stays its own.
+    """
+    if all(list(words) == list(told[0]) for words in told):
+        return tuple(
+            replace(one[0], tokens={name: some for w in one for name, some in w.tokens.items()})
+            for one in zip(*told, strict=True)
+        )
+    return tuple(word for words in told for word in words)
 
 
 def _spelled(pieces: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ from .score import ConceptScore, Key
 
 ABSENT = -1
 """The role of a row that fills a batch up."""
+
+METADATA = "safegen.sanitizer"
+"""The key of a file's metadata that tells what it is."""
 
 _FORMAT = "1"
 _HIDDEN, _HEADS, _BLOCKS = 256, 4, 2
@@ -150,6 +153,7 @@ class Network:
         rows: by encoder.
         calibration: of their scores.
         record: of the acceptance test, and how it was trained.
+        name: of its file, for people; empty for one that was not read.
     """
 
     probe: Mapping[str, Tensor]
@@ -157,6 +161,7 @@ class Network:
     rows: Mapping[str, RowNetwork]
     calibration: Calibration
     record: Mapping[str, Any]
+    name: str = ""
 
     @torch.no_grad()
     def logits(self, encoding: Encoding) -> dict[Key, float]:
@@ -186,6 +191,15 @@ class Network:
             pooled = _moved(pooled, more[0], alpha)
         return replace(part, states=moved, pooled=pooled)
 
+    def serves(self, profile: Profile) -> bool:
+        """Whether it was trained for a profile's encoders and bank."""
+        return self.bank == profile.bank and self._knows(profile)
+
+    def _knows(self, profile: Profile) -> bool:
+        return self.probe.keys() == profile.probe.keys() and all(
+            alike(rows, profile.probe[name]) for name, rows in self.probe.items()
+        )
+
     def joined(self, profile: Profile) -> Profile:
         """A profile that judges and mends with this network, too.
 
@@ -198,9 +212,7 @@ class Network:
                 "The trained sanitizer learned from another concept bank than this one. Train it "
                 "anew: safegen train-sanitizer.",
             )
-        if self.probe.keys() != profile.probe.keys() or not all(
-            alike(rows, profile.probe[name]) for name, rows in self.probe.items()
-        ):
+        if not self._knows(profile):
             raise SanitizeError(
                 "sanitize_network",
                 "The trained sanitizer belongs to other text encoders (or another layer or LoRA of "
@@ -217,12 +229,19 @@ class JoinedScore(ConceptScore):
     """The score of a profile or of a network, whichever is higher."""
 
     network: Network
+    _last: list[tuple[Encoding, dict[Key, float]]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def z(self, encoding: Encoding) -> dict[Key, float]:
         """The larger z by encoder and role, in the profile's units."""
+        for known, found in self._last:  # a prompt is scored, then explained from the same rows
+            if known is encoding:
+                return dict(found)
         found = super().z(encoding)
         for key, logit in self.network.logits(encoding).items():
             found[key] = max(found.get(key, -math.inf), self.threshold + logit / self.slope)
+        self._last[:] = [(encoding, dict(found))]
         return found
 
 
@@ -256,7 +275,7 @@ def save_network(network: Network, path: Path, *, overwrite: bool = False) -> No
     atomic_save_safetensors(
         {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
         path,
-        {"safegen.sanitizer": json.dumps(told, ensure_ascii=False)},
+        {METADATA: json.dumps(told, ensure_ascii=False)},
         overwrite=overwrite,
     )
 
@@ -270,7 +289,7 @@ def read_network(path: Path) -> Network:
     """
     weights = Weights(path)
     try:
-        told = parse_object(weights.metadata["safegen.sanitizer"])
+        told = parse_object(weights.metadata[METADATA])
         if told["format"] != _FORMAT:
             raise ValueError("it is of another version")
         rows = {name: _skeleton(*sizes) for name, sizes in told["encoders"].items()}
@@ -293,6 +312,7 @@ def read_network(path: Path) -> Network:
             rows,
             calibration,
             _accepted(told["record"]),
+            path.name,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise SanitizeError(
