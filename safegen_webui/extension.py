@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import api, exits, last_batch, prompts, requests, settings, weights, wraps
+from . import api, exits, last_batch, prompts, requests, sampling, settings, weights, wraps
 
-WRAPS = (*requests.WRAPS, *weights.WRAPS, *prompts.WRAPS, *exits.WRAPS)
+WRAPS = (*requests.WRAPS, *sampling.WRAPS, *prompts.WRAPS, *exits.WRAPS)
 
 
 def start() -> None:

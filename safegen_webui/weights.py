@@ -30,7 +30,6 @@ from safegen_core.trust.installed import Loaded
 
 from . import jobs, merging, patcher, patches, side_path
 from .protection import AUTO, OFF, REQUIRED, Protection
-from .wraps import Wrap
 
 BAKED = "baked in"
 NOT_ADDED = "strength 0"
@@ -170,6 +169,20 @@ def verify(sd_model: Any) -> bool:
     with _lock, _exactly():
         record = _records.get(sd_model)
         return record is None or record.way.holds()
+
+
+def holds_at(sd_model: Any, step: int) -> bool:
+    """As `verify`, so cheaply that it can be asked at every step."""
+    record = _records.get(sd_model)
+    return record is None or record.way.holds_at(step)
+
+
+def forget(sd_model: Any) -> None:
+    """Know nothing of a model any more, whose weights came anew from a file."""
+    with _lock:
+        record = _records.pop(sd_model, None)
+        if record is not None:
+            record.way.forget()
 
 
 def remove(sd_model: Any) -> None:
@@ -405,101 +418,3 @@ def _exactly() -> Iterator[None]:
     """Deltas are formed in float32 on the CPU, whatever the host computes in at the moment."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         yield
-
-
-def _wanted() -> Protection:
-    job = jobs.current()
-    if job is not None:
-        return job.protection
-    from . import settings
-
-    return settings.standing()
-
-
-def _denoise(original: Callable[..., Any], denoiser: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around one step of sampling: verified whole at the first, by one weight at each other."""
-    from modules import shared
-
-    model = shared.sd_model
-    step = getattr(denoiser, "step", 0)
-    seen = getattr(denoiser, "_safegen_model", None)
-    record = _records.get(model)
-    is_first = step == 0 or seen is None or seen() is not model
-    if is_first or (record is not None and not record.way.holds_at(step)):
-        ensure(model, _wanted())
-        denoiser._safegen_model = weakref.ref(model)
-        record = _records.get(model)
-        if record is not None and not record.way.holds_at(step):
-            raise PatchError(
-                "patch_changed",
-                "The patch is not on the weights that are about to sample, and cannot be put on "
-                "now: another extension changes them. Switch it off, or SafeGen's patch.",
-            )
-    return original(denoiser, *args, **kwargs)
-
-
-def _loaded(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around A1111's loading of a checkpoint into a model that may have had another."""
-    try:
-        return original(model, *args, **kwargs)
-    finally:
-        with _lock:
-            record = _records.pop(model, None)
-            if record is not None:
-                record.way.forget()
-
-
-def _switched(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Around whatever switches models: within a request the new one is protected at once."""
-    found = original(*args, **kwargs)
-    model = found[0] if isinstance(found, tuple) else found
-    if model is not None and jobs.current() is not None:
-        ensure(model, _wanted())
-    return found
-
-
-def _prepared(original: Callable[..., Any], unet: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around Forge's loading of a patcher for sampling, which is when it merges."""
-    from modules import shared
-
-    model = shared.sd_model
-    is_the_models = unet is model.forge_objects.unet
-    ensure(model, _wanted())
-    return original(model.forge_objects.unet if is_the_models else unet, *args, **kwargs)
-
-
-_MODELS, _PREPARE = "modules.sd_models", "sampling_prepare"
-WRAPS = (
-    Wrap(
-        "modules.sd_samplers_cfg_denoiser:CFGDenoiser.forward",
-        _denoise,
-        "a model that was switched or refilled since the request began would sample unpatched",
-    ),
-    Wrap(
-        f"{_MODELS}:load_model_weights",
-        _loaded,
-        "a checkpoint that has our patch baked in would be taken for our doing, and undone",
-        optional=True,
-    ),
-    Wrap(
-        f"{_MODELS}:reload_model_weights",
-        _switched,
-        "a refiner, which is loaded within a step, would make that step unpatched",
-        optional=True,
-    ),
-    Wrap(
-        f"{_MODELS}:forge_model_reload",
-        _switched,
-        "likewise, in Forge",
-        optional=True,
-    ),
-    *(
-        Wrap(
-            f"modules.sd_samplers_{kind}:{_PREPARE}",
-            _prepared,
-            "Forge merges before the first step; a patch put on then would come too late",
-            optional=True,
-        )
-        for kind in ("kdiffusion", "timesteps", "common")
-    ),
-)

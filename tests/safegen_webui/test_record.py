@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from safegen_webui import record, settings  # noqa: E402
-from safegen_webui.jobs import Job  # noqa: E402
-from safegen_webui.protection import NOTHING, Asked  # noqa: E402
+from safegen_webui import record, settings
+from safegen_webui.jobs import Job
+from safegen_webui.protection import NOTHING, Asked
 
 OURS = {
     "version": 1,

@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from safegen_core.errors import PolicyError  # noqa: E402
-from safegen_webui import previews, settings  # noqa: E402
-from safegen_webui.protection import NOTHING, Asked  # noqa: E402
+from safegen_core.errors import PolicyError
+from safegen_webui import previews, settings
+from safegen_webui.protection import NOTHING, Asked
 
 POLICY = {
     "version": 1,
@@ -49,7 +49,9 @@ def test_every_field_has_an_option_that_the_api_may_not_change(shared, monkeypat
     settings.register()
     settings.register()  # the page is made anew
     options = shared.labels
-    assert all(option.restrict_api and option.section[1] == "SafeGen" for option in options.values())
+    assert all(
+        option.restrict_api and option.section[1] == "SafeGen" for option in options.values()
+    )
     assert options[settings.key("images")].component_args()["choices"][0] == "off"
     assert settings.defaults() == Asked()
     assert settings.previews() == previews.JUDGED

@@ -14,7 +14,7 @@ import torch
 from safegen_core.fingerprint import Fingerprint
 from safegen_core.patch import Patch
 from safegen_core.trust import Ledger, default_path
-from safegen_webui import jobs, merging, patcher, side_path, weights, wraps
+from safegen_webui import jobs, merging, patcher, sampling, side_path, weights, wraps
 from safegen_webui.protection import AUTO, NOTHING, REQUIRED, Protection
 
 NAMED = "mine.safetensors"
@@ -36,7 +36,7 @@ def host(webui, tmp_path, monkeypatch, lab_state, moved):
     monkeypatch.setitem(sys.modules, settings.__name__, settings)
     monkeypatch.setattr(sys.modules["safegen_webui"], "settings", settings, raising=False)
     monkeypatch.setattr(weights, "_records", type(weights._records)())
-    wraps.install(weights.WRAPS)
+    wraps.install(sampling.WRAPS)
     return SimpleNamespace(
         webui=webui, models=models, sample=denoisers.sample, shared=webui("shared"),
         settings=settings, safegen=tmp_path / "models" / "safegen",
@@ -358,11 +358,11 @@ def test_forge_is_patched_before_it_merges(host, install, patched, monkeypatch, 
         sampled.append(unet)
 
     with jobs.begun(Protection(patch=REQUIRED)) as job:
-        weights._prepared(prepare, engine.forge_objects.unet, x=None)
+        sampling._prepared(prepare, engine.forge_objects.unet, x=None)
         assert torch.equal(engine.forge_objects.unet.model.diffusion_model(), patched(patch))
         assert sampled == [engine.forge_objects.unet]
         assert job.patch["a"]["route"] == patcher.ROUTE
-        seen = weights._denoise(lambda denoiser: 7, SimpleNamespace(step=0))
+        seen = sampling._denoise(lambda denoiser: 7, SimpleNamespace(step=0))
     assert seen == 7
 
 
@@ -373,7 +373,7 @@ def test_forge_without_the_merge_is_refused(host, install, monkeypatch, refusal)
     monkeypatch.setattr(host.shared, "sd_model", engine)
     with jobs.begun(Protection(patch=REQUIRED)):
         denoiser = SimpleNamespace(step=0)
-        assert refusal(weights._denoise, lambda denoiser: 7, denoiser) == "patch_changed"
+        assert refusal(sampling._denoise, lambda denoiser: 7, denoiser) == "patch_changed"
 
 
 def test_a_model_that_forge_loads_within_a_request_is_patched(host, install, patched):
@@ -383,16 +383,16 @@ def test_a_model_that_forge_loads_within_a_request_is_patched(host, install, pat
     def load():
         return forge.Engine(host.models.states["one"]), True
 
-    engine, _ = weights._switched(load)
+    engine, _ = sampling._switched(load)
     assert torch.equal(engine.sample(), plain(host))  # no request: nobody asked for anything
     with jobs.begun(Protection(patch=REQUIRED)):
-        engine, _ = weights._switched(load)
+        engine, _ = sampling._switched(load)
         engine.activate()
         assert torch.equal(engine.sample(), patched(patch))
 
 
 def test_a_host_that_loads_nothing_is_served():
-    assert weights._switched(lambda: None) is None
+    assert sampling._switched(lambda: None) is None
 
 
 def test_the_base_of_a_patched_model_is_its_own(host, draw, install):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-JS = HERE.parents[1] / "web" / "js"
+ROOT = HERE.parents[1]
+FILES = sorted([*(ROOT / "web" / "js").glob("*.js"), *(ROOT / "javascript").iterdir()])
 OLDEST = (20, 19)  # from here on node tells ES modules by their syntax
 
 
@@ -32,13 +33,13 @@ def test_by_node(file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", sorted(JS.glob("*.js")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_module(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert text.startswith("// SPDX-License-Identifier: GPL-3.0-or-later\n")
     for wanted in re.findall(r'from "([^"]+)"', text):
         # ComfyUI serves web/ as /extensions/<folder>/, so its own scripts are three steps up.
-        assert wanted == "../../../scripts/app.js" or (JS / wanted).is_file(), wanted
+        assert wanted == "../../../scripts/app.js" or (file.parent / wanted).is_file(), wanted
     # Words that come from files and servers never become markup.
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text)
     done = subprocess.run([_node(), "--check", str(file)], capture_output=True, text=True)

@@ -33,8 +33,9 @@ test("places are filled, and what has no text is shown as it came", () => {
 });
 
 test("no module asks for a text that is not there", () => {
-  for (const name of ["check_card", "marks", "patch_card", "prompt_card", "report", "safegen"]) {
-    const source = readFileSync(new URL(`../../web/js/${name}.js`, import.meta.url), "utf8");
-    for (const [, key] of source.matchAll(/say\("([^"]+)"/g)) assert.ok(key in TEXTS, `${name}: ${key}`);
+  const ours = ["check_card", "marks", "patch_card", "prompt_card", "report", "safegen"];
+  for (const name of [...ours.map((one) => `web/js/${one}.js`), "javascript/safegen.mjs"]) {
+    const source = readFileSync(new URL(`../../${name}`, import.meta.url), "utf8");
+    for (const [, key] of source.matchAll(/(?:say|about)\("([^"]+)"/g)) assert.ok(key in TEXTS, `${name}: ${key}`);
   }
 });

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from modules.shared_state import State
 
 
-
 class OptionInfo:
     def __init__(self, default, label, component, component_args, *, section, restrict_api=False):
         self.default, self.label, self.section = default, label, section
@@ -45,8 +44,6 @@ opts = Options(
     live_previews_enable=True,
     show_progress_grid=True,
 )
-cmd_opts = SimpleNamespace(
-    safegen_dir=None, safegen_policy=None, api_auth=None, gradio_auth=None
-)
+cmd_opts = SimpleNamespace(safegen_dir=None, safegen_policy=None, api_auth=None, gradio_auth=None)
 state = State()
 sd_model = None

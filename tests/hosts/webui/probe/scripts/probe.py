@@ -68,18 +68,18 @@ def _opened(_, app) -> None:
     shapes.register()
     from fastapi import Body
 
-    from safegen_webui import jobs, merging, weights, wraps
+    from safegen_webui import jobs, merging, sampling, weights, wraps
     from safegen_webui.protection import NOTHING, Protection
 
     if not any(state.target.endswith("CFGDenoiser.forward") for state in wraps.states()):
-        wraps.install(weights.WRAPS)
+        wraps.install(sampling.WRAPS)
     from modules import processing, shared
 
     given = Body(...)
     is_known = merging.is_known
     original = processing.process_images_inner
     processing.process_images_inner = lambda p, *a, **k: _around(original, p, *a, **k)
-    weights._wanted = lambda: job.protection if (job := jobs.current()) else NOTHING
+    sampling._wanted = lambda: job.protection if (job := jobs.current()) else NOTHING
 
     @app.get("/probe/weights")
     def weights_now():
