@@ -9,9 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..safegen_comfy import branches, conditionings, prompt_guard, ways
-
-PRESETS = {"gentle": 0.85, "default": 0.7, "strict": 0.35}
-"""Thresholds. Higher than the guard's, which rewords a prompt: what is found here is lost whole."""
+from ..safegen_core.sanitize.wordless import THRESHOLDS
 
 
 class SanitizeConditioning(io.ComfyNode):
@@ -37,7 +35,7 @@ class SanitizeConditioning(io.ComfyNode):
                     "batches are all judged. Negative prompts are left as they are.",
                 ),
                 io.Combo.Input(
-                    "preset", options=[*PRESETS, prompt_guard.CUSTOM], default="default",
+                    "preset", options=[*THRESHOLDS, prompt_guard.CUSTOM], default="default",
                     tooltip="How early it is found. gentle: clear cases only; default: hardly any "
                     "other prompt; strict: more is found, and now and then a harmless prompt, "
                     "which is lost then; custom: by the number below. Cost: nothing to notice.",
@@ -82,14 +80,14 @@ class SanitizeConditioning(io.ComfyNode):
         cls,
         conditioning: io.Conditioning.Type,
         preset: str,
-        threshold: float = PRESETS["default"],
+        threshold: float = THRESHOLDS["default"],
         clip: io.Clip.Type | None = None,
     ) -> io.NodeOutput:
         """Judge every prompt of the conditioning."""
         if branches.is_negative():
             return io.NodeOutput(conditioning, json.dumps([]), ui={"safegen_prompt": []})
         with ways.coded():
-            limit = PRESETS.get(preset, threshold)
+            limit = THRESHOLDS.get(preset, threshold)
             known = None if clip is None else conditionings.learned(clip)
             entries, explanations = conditionings.sanitized(conditioning, limit, known)
         told: list[dict[str, Any]] = [one.json() for one in explanations if one is not None]

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..sanitize import clip_words
 from ..sanitize.encoder import Chunk, Encoding, Part, Word
+from ..sanitize.profile import Profile
 from ..sanitize.sanitizer import Judged, Sanitizer
+from ..sanitize.wordless import judge
 from .subject import Context, Subject, joined
 
 _AT_ONCE = 64  # texts in one pass of the text encoder
-_UNKNOWN = Word("?")  # of an embedding that nobody typed
 _WIDTH_H = 1024
 
 
@@ -53,14 +53,6 @@ class SubjectEncoder:
         """One row of a context by encoder and role."""
         total = context.hidden.shape[1]
         return self._parted(context, *clip_words.rows([len(word.tokens) for word in chunk], total))
-
-    def readings(self, context: Context) -> list[tuple[Chunk, Encoding]]:
-        """One row of a context that nobody typed, once for every place where its words may end."""
-        total = context.hidden.shape[1]
-        return [
-            ((_UNKNOWN,) * words, self._parted(context, *clip_words.rows([1] * words, total)))
-            for words in range(total - 1)
-        ]
 
     def joined(self, encoding: Encoding, like: Context) -> Context:
         """Parts as one row of a context; time ids are taken from `like`."""
@@ -118,37 +110,24 @@ def sanitized(
 
 @torch.no_grad()
 def sanitized_rows(
-    subject: Subject, context: Context, sanitizer: Sanitizer
+    subject: Subject, context: Context, profile: Profile, threshold: float
 ) -> tuple[Context, Judged]:
-    """An embedding that nobody typed, one row, through the sanitizer.
-
-    It has no words to replace: its rows are mended or it is refused. Nor does it say where its
-    words end, so it has to pass for every place where they may. That is strict: read in a wrong
-    place a harmless embedding may score, too.
+    """An embedding that nobody typed, one row, judged without words: `sanitize.wordless`.
 
     Args:
         subject: whose encoders it is for.
         context: one row.
-        sanitizer: fitted to the subject's encoders.
+        profile: fitted to `Wordless` of the subject's encoders.
+        threshold: the score, 0..1, from which on something harmless takes its place.
 
     Returns:
         As `sanitized`.
     """
     encoder = SubjectEncoder(subject)
-    score, threshold = sanitizer.profile.score, sanitizer.dial.threshold
-    chunk, worst = max(encoder.readings(context), key=lambda reading: score([reading[1]]).score)
-    found = Sanitizer(None, sanitizer.profile, sanitizer.dial)([chunk], [worst])
-    row = _handed_on(encoder, found, context)
-    if found.encodings is None or found.explanation.verdict == "pass":
-        return row, found
-    after = max(score([reading]).score for _, reading in encoder.readings(row))
-    if after < threshold:
-        return row, found
-    reason = f"The embedding still scores {after:.2f} in another reading; no word can be replaced."
-    told = replace(
-        found.explanation, verdict="refused", after=None, reason=reason, code="sanitize_refused"
-    )
-    return subject.encode([""]), Judged(told, None, None)
+    (anchor,) = encoder.encode(encoder.chunks(", ".join(profile.anchors)))
+    # of no words: the roles that this gives to its rows are not read
+    found = judge(profile, threshold, [encoder.parted(context, ())], anchor)
+    return _handed_on(encoder, found, context), found
 
 
 def _handed_on(encoder: SubjectEncoder, found: Judged, own: Context) -> Context:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import random
+from collections.abc import MutableMapping
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -18,7 +19,9 @@ from torch import nn
 from ..evaluate.subject import Subject
 from ..evaluate.text import SubjectEncoder
 from ..sanitize.bank import Bank, Group
+from ..sanitize.encoder import Encoder
 from ..sanitize.profile import Profile, fit_profile
+from ..sanitize.wordless import Wordless
 from .prompts import prompts
 from .world import FORBIDDEN
 
@@ -28,6 +31,7 @@ ANCHORS = ("circle", "plain")
 
 _SEED = 77
 _profiles: WeakKeyDictionary[nn.Module, Profile] = WeakKeyDictionary()
+_wordless: WeakKeyDictionary[nn.Module, Profile] = WeakKeyDictionary()
 
 
 @functools.cache
@@ -58,10 +62,21 @@ def lab_profile(subject: Subject) -> Profile:
     Fitted when it is first asked for, in about five seconds of CPU time, and kept as long as the
     encoder is.
     """
-    encoder = subject.pipeline.text_encoder
-    if encoder not in _profiles:
-        _profiles[encoder] = fit_profile(SubjectEncoder(subject), lab_bank())
-    return _profiles[encoder]
+    return _fitted(_profiles, subject, SubjectEncoder(subject))
+
+
+def wordless_profile(subject: Subject) -> Profile:
+    """What it knows of embeddings that come without their words, likewise."""
+    return _fitted(_wordless, subject, Wordless(SubjectEncoder(subject)))
+
+
+def _fitted(
+    known: MutableMapping[nn.Module, Profile], subject: Subject, encoder: Encoder
+) -> Profile:
+    weights = subject.pipeline.text_encoder
+    if weights not in known:
+        known[weights] = fit_profile(encoder, lab_bank())
+    return known[weights]
 
 
 def _drawn(set_name: str, n: int) -> list[str]:

@@ -21,7 +21,8 @@ from ..errors import ConfigError
 from ..evaluate.subject import Context, Subject
 from ..evaluate.text import SubjectEncoder, sanitized, sanitized_rows
 from ..sanitize.sanitizer import PRESETS, Dial, Judged, Sanitizer
-from .concept import lab_bank, lab_profile
+from ..sanitize.wordless import THRESHOLDS
+from .concept import lab_bank, lab_profile, wordless_profile
 from .prompts import meaning
 from .raw_span import PHRASES, raw_span
 from .world import FORBIDDEN
@@ -112,13 +113,23 @@ def dial_of(name: str) -> Dial:
     return replace(PRESETS["default"], threshold=threshold)
 
 
+def limit_of(name: str) -> float:
+    """The threshold of a sanitizer by its name, for an embedding that nobody typed.
+
+    Raises:
+        ConfigError: as `dial_of`.
+    """
+    _, _, at = name.partition("-")
+    return THRESHOLDS.get(at or "default", dial_of(name).threshold)
+
+
 def recipe(name: str) -> dict[str, Any]:
     """All that a guard's work follows from, beside the text encoder; plain JSON."""
     if name == NEGATIVE:
         return {"negative": negative_prompt(name)}
     if name == RAW_SPAN:
         return {"phrases": list(PHRASES)}
-    return {"dial": asdict(dial_of(name)), "bank": lab_bank().digest}
+    return {"dial": asdict(dial_of(name)), "rows": limit_of(name), "bank": lab_bank().digest}
 
 
 def negative_prompt(guard: str) -> str:
@@ -147,7 +158,7 @@ def tell_rows(subject: Subject, context: Context, guard: str) -> Told:
     """An embedding that nobody typed, one row, through a guard; the baselines need words."""
     if guard in ("", NEGATIVE, RAW_SPAN):
         return Told(context)
-    context, judged = sanitized_rows(subject, context, sanitizer_of(subject, guard))
+    context, judged = sanitized_rows(subject, context, wordless_profile(subject), limit_of(guard))
     return _told(context, [judged])
 
 

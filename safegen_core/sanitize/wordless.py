@@ -29,6 +29,9 @@ from .rows import WINDOW
 from .sanitizer import Judged
 from .score import Scores
 
+THRESHOLDS = {"gentle": 0.85, "default": 0.7, "strict": 0.35}
+"""Presets. Higher than the guard's, which rewords a prompt: what is found here is lost whole."""
+
 _WEIGHTS = (1.0, 0.5, 1.0, 1.4, 1.0, 0.3, 1.0, 0.7)
 _OTHERS = 16  # rows that are no word's, of a sentence that is learned from
 _STRIDE = 5

@@ -17,6 +17,7 @@ from safegen_core.lab.model import load_pipeline
 from safegen_core.sanitize.encoder import Role
 from safegen_core.sanitize.profile import fit_profile
 from safegen_core.sanitize.sanitizer import Dial, Sanitizer
+from safegen_core.sanitize.wordless import Wordless
 
 THRESHOLD = 0.35
 HARMLESS = ["a blue circle at night", "soup", "", "one plain square next to a tree"]
@@ -113,28 +114,27 @@ def test_two_encoders_share_a_row_and_the_last_one_is_pooled(subject):
     assert torch.equal(back.time_ids, row.time_ids)
 
 
-def test_an_embedding_is_read_for_every_place_its_words_may_end(subject, encoder):
-    text = "a red striped star"
-    row = subject.encode([text])
-    roles = [reading[0].roles.tolist() for _, reading in encoder.readings(row)]
-    assert len(roles) == len({*map(tuple, roles)}) == row.hidden.shape[1] - 1
-    assert encoder.parted(row, encoder.chunks(text)[0])[0].roles.tolist() in roles
+@pytest.fixture(scope="module")
+def wordless(encoder):
+    return fit_profile(Wordless(encoder), lab_bank())
 
 
 @pytest.mark.parametrize("text", FORBIDDEN)
-def test_an_embedding_of_the_concept_is_mended_in_all_readings_or_refused(
-    subject, encoder, sanitizer, text
-):
-    row, judged = sanitized_rows(subject, subject.encode([text]), sanitizer)
-    assert judged.explanation.verdict in ("cleaned", "refused")
-    if judged.encodings is None:
-        assert judged.explanation.code == "sanitize_refused"
-        assert torch.equal(row.hidden, subject.encode([""]).hidden)
-    for _, reading in encoder.readings(row) if judged.encodings else []:
-        assert sanitizer.profile.score([reading]).score < THRESHOLD
+def test_an_embedding_of_the_concept_gives_way_to_something_harmless(subject, wordless, text):
+    row, judged = sanitized_rows(subject, subject.encode([text]), wordless, 0.7)
+    assert judged.explanation.verdict == "anchored"
+    assert torch.equal(row.hidden, judged.encodings[0][0].states[None])
+    again, judged = sanitized_rows(subject, row, wordless, 0.7)
+    assert judged.explanation.verdict == "pass"
+    assert again is row
 
 
-def test_an_embedding_that_passes_is_the_one_that_came(subject, encoder, profile):
-    blind = Sanitizer(encoder, profile, Dial(1 - 1e-12))
+def test_an_embedding_that_nothing_can_stand_in_for_is_refused(subject, wordless):
+    row, judged = sanitized_rows(subject, subject.encode(FORBIDDEN[:1]), wordless, 1e-12)
+    assert judged.explanation.code == "sanitize_refused"
+    assert torch.equal(row.hidden, subject.encode([""]).hidden)
+
+
+def test_an_embedding_that_passes_is_the_one_that_came(subject, wordless):
     row = subject.encode(["a blue circle"])
-    assert sanitized_rows(subject, row, blind)[0] is row
+    assert sanitized_rows(subject, row, wordless, 0.7)[0] is row

@@ -218,7 +218,7 @@ def sanitizer(others: Sequence[str] = ()) -> Plan:
     Args:
         others: more arms, to be looked at in the usual setting; other thresholds, for instance.
     """
-    effort = Effort(restarts=2, steps=200, typed=60, tries=8, pictures=128)
+    effort = Effort(restarts=5, steps=200, typed=60, tries=8, pictures=128)
     cells = _cells({**dict.fromkeys(others, Looks()), **SANITIZER_ARMS})
     return Plan(Counts(24, 24, 24, 24), cells, effort)
 
