@@ -11,7 +11,7 @@ from ..safegen_comfy import choose, folders, patch_info, record, ways
 from ..safegen_comfy.model import self_attention
 from ..safegen_comfy.protect import protect
 from ..safegen_comfy.types import Loaded, PatchType
-from ..safegen_core.errors import ModelError, PatchError
+from ..safegen_core.errors import ModelError, PatchError, coded
 
 _UNCONNECTED = object()
 
@@ -72,7 +72,7 @@ class ApplySafeGen(io.ComfyNode):
         that are there.
         """
         if patch is _UNCONNECTED and not folders.patch_names():
-            with ways.coded():
+            with coded():
                 raise PatchError("patch_none", ways.no_patch())
         return True
 
@@ -91,7 +91,7 @@ class ApplySafeGen(io.ComfyNode):
         any_base: bool = False,
     ) -> io.NodeOutput:
         """Put the patch on a clone of the model and tell what was done."""
-        with ways.coded():
+        with coded():
             try:
                 attention = self_attention(model)
             except ModelError as error:

@@ -7,8 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safegen_comfy import regions, ways
+from ..safegen_comfy import regions
 from ..safegen_core.detect.censor import Style
+from ..safegen_core.errors import coded
 
 _COLOR = "#202020"  # Style's own
 _UNLINKED = object()  # linked values arrive as None in the hook below
@@ -76,7 +77,7 @@ class CensorRegions(io.ComfyNode):
 
         It raises where others answer with a sentence: ComfyUI would repeat that for every input.
         """
-        with ways.coded():
+        with coded():
             regions.required(mask is not _UNLINKED, report is not _UNLINKED)
             if color is not None:
                 regions.rgb(color)
@@ -96,6 +97,6 @@ class CensorRegions(io.ComfyNode):
         color: str = _COLOR,
     ) -> io.NodeOutput:
         """Hide the regions in copies of the images."""
-        with ways.coded():
+        with coded():
             style = regions.style(hide_with, shape, grow, feather, strength, color)
             return io.NodeOutput(regions.hidden(images, style, mask, report))

@@ -11,6 +11,7 @@ from comfy_execution.graph import ExecutionBlocker
 
 from ..safegen_comfy import checking, folders, policies, ways
 from ..safegen_comfy.types import PolicyType
+from ..safegen_core.errors import coded
 from ..safegen_core.policy import Policy
 
 _UNLINKED = object()  # linked values arrive as None in the hooks below
@@ -107,7 +108,7 @@ class CheckImage(io.ComfyNode):
         batch: str = "keep length",
     ) -> io.NodeOutput:
         """Check the pictures; a blocked output stops every branch that depends on it."""
-        with ways.coded():
+        with coded():
             if custom_policy is None:
                 opened = folders.open_policy(policy)
             else:  # not Policy.open: an API user could have any file of the server read

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..safegen_comfy import folders, policies, ways
 from ..safegen_comfy.compare import compare
 from ..safegen_comfy.sampling import Sampling
+from ..safegen_core.errors import coded
 
 
 class Compare(io.ComfyNode):
@@ -103,7 +104,7 @@ class Compare(io.ComfyNode):
         cls, model: io.Model.Type, vae: io.Vae.Type, policy: str, **settings: Any
     ) -> io.NodeOutput:
         """Sample twice, check, draw."""
-        with ways.coded():
+        with coded():
             found = compare(model, vae, Sampling(**settings), folders.open_policy(policy))
         shown = ui.PreviewImage(found.sheet, cls=cls)
         return io.NodeOutput(found.sheet, found.with_patch, found.without_patch, ui=shown)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..safegen_comfy import prompt_guard, ways
+from ..safegen_comfy import prompt_guard
+from ..safegen_core.errors import coded
 from ..safegen_core.sanitize import heatmap
 from .guard_clip import dial_inputs
 
@@ -54,7 +55,7 @@ class ExplainPrompt(io.ComfyNode):
         strength: float = 1.0,
     ) -> io.NodeOutput:
         """Judge the prompt, and let nothing go on but what is told of it."""
-        with ways.coded():
+        with coded():
             dial = prompt_guard.dial_of(preset, threshold, strength)
         explanation = prompt_guard.explained(clip, text, dial)
         pixels = np.asarray(heatmap.draw(explanation), dtype=np.float32) / 255

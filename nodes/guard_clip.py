@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..safegen_comfy import branches, prompt_guard, ways
+from ..safegen_comfy import branches, prompt_guard
+from ..safegen_core.errors import coded
 
 
 class GuardClip(io.ComfyNode):
@@ -48,7 +49,7 @@ class GuardClip(io.ComfyNode):
         cls, clip: io.Clip.Type, preset: str, threshold: float = 0.5, strength: float = 1.0
     ) -> io.NodeOutput:
         """Put the guard on a copy of the CLIP."""
-        with ways.coded():
+        with coded():
             dial = prompt_guard.dial_of(preset, threshold, strength)
             return io.NodeOutput(prompt_guard.guarded(clip, dial, cls.hidden.unique_id))
 

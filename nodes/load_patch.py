@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..safegen_comfy import folders, ways
 from ..safegen_comfy.types import PatchType
-from ..safegen_core.errors import PatchError
+from ..safegen_core.errors import PatchError, coded
 
 NONE = "no patch installed (see this node's help)"
 
@@ -55,7 +55,7 @@ class LoadPatch(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Read and check the file."""
-        with ways.coded():
+        with coded():
             return io.NodeOutput(folders.load(file))
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safegen_comfy import folders, policies, ways
+from ..safegen_comfy import folders, policies
 from ..safegen_comfy.types import PolicyType
+from ..safegen_core.errors import coded
 from ..safegen_core.policy import Policy
 
 
@@ -72,7 +73,7 @@ class PolicyNode(io.ComfyNode):
         It raises where others answer with a sentence: ComfyUI would repeat that for every input.
         """
         if None not in inputs.values():  # a linked value is not known yet
-            with ways.coded():
+            with coded():
                 _ready(inputs)
         return True
 
@@ -84,7 +85,7 @@ class PolicyNode(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """The policy as a document."""
-        with ways.coded():
+        with coded():
             return io.NodeOutput(_document(inputs))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..safegen_comfy import branches, conditionings, prompt_guard, ways
+from ..safegen_comfy import branches, conditionings, prompt_guard
+from ..safegen_core.errors import coded
 from ..safegen_core.sanitize.wordless import THRESHOLDS
 
 
@@ -86,7 +87,7 @@ class SanitizeConditioning(io.ComfyNode):
         """Judge every prompt of the conditioning."""
         if branches.is_negative():
             return io.NodeOutput(conditioning, json.dumps([]), ui={"safegen_prompt": []})
-        with ways.coded():
+        with coded():
             limit = THRESHOLDS.get(preset, threshold)
             known = None if clip is None else conditionings.learned(clip)
             entries, explanations = conditionings.sanitized(conditioning, limit, known)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..safegen_comfy import baking, ways
+from ..safegen_comfy import baking
 from ..safegen_comfy.types import Loaded, PatchType
+from ..safegen_core.errors import coded
 
 NONE = "no .safetensors model installed"
 
@@ -57,7 +58,7 @@ class SaveCheckpoint(io.ComfyNode):
 
         It raises where others answer with a sentence: ComfyUI would repeat that for every input.
         """
-        with ways.coded():
+        with coded():
             if checkpoint is not None:
                 baking.find(checkpoint)
             if filename is not None:
@@ -74,7 +75,7 @@ class SaveCheckpoint(io.ComfyNode):
         cls, checkpoint: str, patch: Loaded, strength: float, filename: str, any_base: bool = False
     ) -> io.NodeOutput:
         """Bake, and tell what was written."""
-        with ways.coded():
+        with coded():
             done = baking.save(checkpoint, patch.patch, filename, strength, any_base=any_base)
         saved = {
             "path": str(done.out),

@@ -13,10 +13,10 @@ from typing import Any
 
 from server import PromptServer
 
-from ..safegen_core.errors import SanitizeError
+from ..safegen_core.errors import SanitizeError, coded
 from ..safegen_core.sanitize.explanation import Explanation
 from ..safegen_core.sanitize.sanitizer import PRESETS, Dial, Sanitizer
-from . import branches, profiles, ways
+from . import branches, profiles
 from .text_encoder import ComfyEncoder, Reading
 
 CUSTOM = "custom"
@@ -67,7 +67,7 @@ class Guard:
         given = self.model.encode_token_weights(tokens)
         if self._spared():
             return given
-        with ways.coded():
+        with coded():
             encoder = ComfyEncoder(self.model, self.tokenizer)
             reading = encoder.read(tokens, *given[:2])
             profile = profiles.find(encoder, reading.encodings)

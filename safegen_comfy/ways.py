@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ..safegen_core.errors import SafeGenError
 from ..safegen_core.guard.readiness import no_nudenet
@@ -42,12 +41,3 @@ def true_or_sentence(attempt: Callable[[], object]) -> bool | str:
     except SafeGenError as error:
         return f"{error.message} [{error.code}]"
     return True
-
-
-@contextlib.contextmanager
-def coded() -> Iterator[None]:
-    """Let a SafeGen error show its stable code, which ComfyUI would not report otherwise."""
-    try:
-        yield
-    except SafeGenError as error:
-        raise type(error)(error.code, f"{error.message} [{error.code}]") from error

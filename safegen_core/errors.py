@@ -9,6 +9,9 @@ never by class.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class SafeGenError(Exception):
     """Base of every error a user can meet.
@@ -80,3 +83,14 @@ class PolicyError(SafeGenError):
     """A policy cannot be read, or asks for something nobody here can tell."""
 
     prefix = "policy_"
+
+
+@contextlib.contextmanager
+def coded() -> Iterator[None]:
+    """Let an error of ours show its code, once: hosts report nothing of it but the sentence."""
+    try:
+        yield
+    except SafeGenError as error:
+        if f"[{error.code}]" in error.message:
+            raise
+        raise type(error)(error.code, f"{error.message} [{error.code}]") from error

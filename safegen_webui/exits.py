@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from safegen_core.errors import coded
 from safegen_core.guard.verdict import said
 
 from . import checking, jobs, previews
@@ -150,18 +151,19 @@ def _first_pass(p: Any, samples: Any, decoded: Any) -> list[Tensor]:
 def _extras(original: Any, *args: Any, **kwargs: Any) -> Any:
     from . import settings
 
-    with jobs.begun(settings.standing()) as job:
+    with coded(), jobs.begun(settings.standing()) as job:
         checking.ready(job.protection)
         outputs, *told = original(*args, **kwargs)
         return (checking.gate_all(outputs), *told)
 
 
 def _encode(original: Any, image: Any, *args: Any, **kwargs: Any) -> Any:
-    return original(checking.gate(image), *args, **kwargs)
+    # not recorded: finished pictures were, and the progress's are previews
+    return original(checking.gate(image, record=False), *args, **kwargs)
 
 
 def _served(original: Any, component: Any, image: Any, *args: Any, **kwargs: Any) -> Any:
-    return original(component, checking.gate(image), *args, **kwargs)
+    return original(component, checking.gate(image, record=False), *args, **kwargs)
 
 
 def _is_checked() -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from safegen_core.errors import SafeGenError
+from safegen_core.errors import coded
 from safegen_core.guard.verdict import said
 
 from . import checking, exits, jobs, last_batch, record, settings, weights
@@ -69,10 +69,10 @@ def _script(original: Any, runner: Any, p: Any, *args: Any, **kwargs: Any) -> An
 def _begun(p: Any, arguments: Any = None) -> Iterator[jobs.Job]:
     """The job of a request; of a pass within one the request's, whatever the pass itself says.
 
-    Errors get their stable code into the sentence, which hosts would not show otherwise.
+    Errors show their stable code.
     """
     running = jobs.current()
-    try:
+    with coded():
         if running is None:
             last_batch.drop()
             protection, page = protection_of(p, arguments)
@@ -84,10 +84,6 @@ def _begun(p: Any, arguments: Any = None) -> Iterator[jobs.Job]:
             except Exception as error:
                 job.refused = getattr(error, "message", "") or said(error)
                 raise
-    except SafeGenError as error:
-        if f"[{error.code}]" in error.message:  # told by a pass within
-            raise
-        raise type(error)(error.code, f"{error.message} [{error.code}]") from error
 
 
 def _model() -> Any:

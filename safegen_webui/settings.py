@@ -9,6 +9,7 @@ and on some hosts whoever may use the API, so they are no control. The policy is
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from safegen_core.errors import ConfigError
+from safegen_core.errors import ConfigError, SafeGenError
 from safegen_core.policy import PRESETS, Policy
 
 from . import patches
@@ -48,6 +49,7 @@ _LABELS = {
     "action": "What is done with a picture that was found",
 }
 
+_log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _policy: tuple[tuple, Policy] | None = None
 
@@ -147,12 +149,23 @@ def server() -> Policy | None:
     """The server's policy; read again when its file has changed.
 
     Raises:
-        PolicyError: it cannot be read (any more). Then nothing is generated.
+        PolicyError, FileError: it cannot be read (any more). Then nothing is generated. The log
+            says why; whoever asked for a picture need not know where the server keeps its files.
     """
-    global _policy
     file = server_file()
-    if file is None:
-        return None
+    try:
+        return None if file is None else _read(file)
+    except SafeGenError as error:
+        _log.error("%s", error.message)
+        raise type(error)(
+            error.code,
+            "The safety policy of this server cannot be read, so nothing is generated. The "
+            "server's log says why.",
+        ) from None
+
+
+def _read(file: Path) -> Policy:
+    global _policy
     try:
         status = os.stat(file)
     except OSError:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from safegen_core import errors
+from safegen_core.errors import PatchError, coded
 
 BRANCHES = [
     kind
@@ -47,3 +48,12 @@ def test_under_two_names_only_the_code_is_common():
     error = twin.PatchError("patch_base", "x")
     assert not isinstance(error, errors.PatchError)
     assert error.code == errors.PatchError("patch_base", "y").code
+
+
+def test_the_code_is_shown_once():
+    with pytest.raises(PatchError) as caught, coded(), coded():
+        raise PatchError("patch_none", "None is there.")
+    assert caught.value.code == "patch_none"
+    assert caught.value.message == str(caught.value) == "None is there. [patch_none]"
+    with pytest.raises(ValueError, match="^other$"), coded():
+        raise ValueError("other")

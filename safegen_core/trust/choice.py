@@ -45,15 +45,21 @@ class Ways:
 
     def no_patch(self) -> str:
         """No patch is installed: how to come by one."""
+        return (
+            f"No SafeGen patch is installed. Patches go into {self.folder}; none is shipped. "
+            f"{self.to_one()}"
+        )
+
+    def to_one(self) -> str:
+        """How to come by a patch."""
         extract = command(
             *("patch", "extract", "--base", "sd-v1-4.safetensors"),
             *("--safe", "safegen-unet.safetensors"),
             *("--out", self.folder / "safegen-sd14.safetensors"),
         )
         return (
-            f"No SafeGen patch is installed. Patches go into {self.folder}; none is shipped. Ways "
-            "to one: (1) For Stable Diffusion 1.x, take the authors' out of their release of the "
-            f"method (arXiv 2404.06666): {extract} (2) Train one for your model: "
+            "Ways to one: (1) For Stable Diffusion 1.x, take the authors' out of their release of "
+            f"the method (arXiv 2404.06666): {extract} (2) Train one for your model: "
             f"{command('train', '--help')} (3) {self.meanwhile}"
         )
 
@@ -156,7 +162,7 @@ def _for_family(
 def _others(family: Family, installed: Mapping[str, Path], ways: Ways) -> str:
     names = [name for name, _ in _for_family(family, installed)]
     if not names:
-        return f"Put one for {family.title} into {ways.folder}, or train one for this model."
+        return f"None that is installed is for {family.title}. {ways.to_one()}"
     return f"Installed for {family.title}: {_listed(names)}. {ways.unrelated}"
 
 

@@ -297,6 +297,18 @@ def test_pictures_of_other_doors_are_checked_between_requests(host, reds):
     assert webui.leaks() == 0
 
 
+def test_a_preview_that_the_progress_sends_is_none_of_the_finished_pictures(host, reds):
+    webui = host()
+    encode = webui.load("api.api").encode_pil_to_base64
+    component = sys.modules["gradio.components"].IOComponent()
+    with jobs.begun(webui.protection) as job:
+        sent = Image.open(io.BytesIO(base64.b64decode(encode(reds.picture("red")))))
+        served = component.pil_to_temp_file(reds.picture("red", "blue"), dir="")
+    assert not reds.shows(sent)
+    assert not reds.shows(served)
+    assert job.verdicts == []
+
+
 def test_save_in_the_page_writes_what_the_gallery_shows(host, reds):
     webui = host()
     webui.protection = reds._nothing()  # switched off for this request by somebody who may

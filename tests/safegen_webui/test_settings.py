@@ -104,7 +104,7 @@ def test_the_policy_is_read_again_when_it_changes(server):
 
 
 @pytest.mark.parametrize("spoil", ["gone", "broken", "folder"])
-def test_a_policy_that_cannot_be_read_any_more_refuses(server, spoil):
+def test_a_policy_that_cannot_be_read_any_more_refuses(server, spoil, caplog):
     assert settings.server() is not None
     server.unlink()
     if spoil == "broken":
@@ -112,8 +112,10 @@ def test_a_policy_that_cannot_be_read_any_more_refuses(server, spoil):
     if spoil == "folder":
         server.mkdir()
     for _ in range(2):  # a policy of before is no way round it
-        with pytest.raises(PolicyError):
+        with pytest.raises(PolicyError) as refused:
             settings.protection(Asked())
+    assert str(server) in caplog.text
+    assert server.name not in refused.value.message  # nobody else's business
 
 
 def test_the_environment_names_it_too(shared, server, monkeypatch):
