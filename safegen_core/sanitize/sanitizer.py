@@ -23,7 +23,7 @@ from ..errors import ConfigError, SanitizeError
 from ..header import printable
 from .attribution import shares
 from .encoder import POOLED, Chunk, Encoder, Encoding, Part, Role, Word
-from .explanation import Explanation, Outcome, Shown, Whole, WholeRole
+from .explanation import Explanation, Outcome, Shown, Whole, WholeRole, shown
 from .minors import mentions
 from .profile import Profile
 from .score import Scores
@@ -159,6 +159,7 @@ class _Prompt:
 
     def judged(self) -> Judged:
         score, threshold = self.scores.score, self.dial.threshold
+        scored, limit = shown(score), shown(threshold)
         # `not below` and never `above`: a score that is no number is not let through
         if not score < min(LOWEST, threshold) and any(map(mentions, self.texts)):
             return self._refused(
@@ -167,7 +168,7 @@ class _Prompt:
                 "refused.",
             )
         if score < threshold:
-            reason = f"Scores {score:.2f}, below the threshold {threshold:.2f}: handed on as it is."
+            reason = f"Scores {scored}, below the threshold {limit}: handed on as it is."
             return Judged(self._explained("pass", None, reason), self.chunks, self.encodings)
         verdict: Outcome = "cleaned"
         found = self._mended(list(zip(self.chunks, self.encodings, strict=True)), self._cleaned)
@@ -180,11 +181,11 @@ class _Prompt:
             hint = "" if self.encoder else " Connect the CLIP, so that words can be replaced."
             return self._refused(
                 "sanitize_refused",
-                f"The prompt scores {score:.2f}, and still {after.score:.2f} after cleaning; the "
-                f"threshold is {threshold:.2f}. Say it differently.{hint}",
+                f"The prompt scores {scored}, and still {shown(after.score)} after cleaning; "
+                f"the threshold is {limit}. Say it differently.{hint}",
             )
         what = "cleaned" if verdict == "cleaned" else "cleaned and led back to something harmless"
-        reason = f"Scored {score:.2f}, threshold {threshold:.2f}: {what}, now {after.score:.2f}."
+        reason = f"Scored {scored}, threshold {limit}: {what}, now {shown(after.score)}."
         return Judged(self._explained(verdict, after, reason), chunks, encodings)
 
     def _mended(self, found: list[tuple[Chunk, Encoding]], step) -> list[tuple[Chunk, Encoding]]:

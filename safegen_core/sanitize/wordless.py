@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .encoder import POOLED, Chunk, Encoder, Encoding, Part, Role
-from .explanation import Explanation, Outcome, Shown, Whole, WholeRole
+from .explanation import Explanation, Outcome, Shown, Whole, WholeRole, shown
 from .profile import Profile
 from .rows import WINDOW
 from .sanitizer import Judged
@@ -99,7 +99,7 @@ def judge(
     """
     profile.check(encodings)
     before = _scores(profile, encodings)
-    scored, limit = f"{before.score:.2f}", f"{threshold:.2f}"
+    scored, limit = shown(before.score), shown(threshold)
     tell = functools.partial(_judged, profile, threshold, encodings, before)
     # `not below`, never `above`: a score that is no number is not let through
     if before.score < threshold:
@@ -118,13 +118,13 @@ def judge(
     if not after.score < threshold:
         return tell(
             "refused",
-            f"The conditioning scores {scored}, and {after.score:.2f} with something harmless in "
-            f"its place; the threshold is {limit}. Say it differently.",
+            f"The conditioning scores {scored}, and {shown(after.score)} with something harmless "
+            f"in its place; the threshold is {limit}. Say it differently.",
         )
     return tell(
         "anchored",
         f"Scored {scored}, threshold {limit}: something harmless stands in its place, now "
-        f"{after.score:.2f}.",
+        f"{shown(after.score)}.",
         changed,
         after,
     )

@@ -67,7 +67,8 @@ def test_endings(term, ending):
 
 @given(words, st.sampled_from(["", "-", "_", "  ", " - ", ".", "\n", "/"]))
 def test_phrases_are_written_together_and_apart(term, between):
-    assert term in mentions(term.replace(" ", between))
+    # written together it may be another of the terms
+    assert {term, term.replace(" ", "")} & {*mentions(term.replace(" ", between))}
 
 
 @given(

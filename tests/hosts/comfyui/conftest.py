@@ -7,6 +7,7 @@ any, or outside `.venv-comfyui`, which has what ComfyUI imports, they are skippe
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,3 +135,25 @@ def page(browser, client: Client) -> Iterator:
     yield page
     page.close()
     assert not [text for text in raised if "safegen" in text.lower()]
+
+
+@pytest.fixture
+def between(client):
+    """A threshold between what *Sanitize Conditioning* says of a striped and a plain prompt.
+
+    The encoder is known then.
+    """
+    own = Graph()
+    clip = own.add("CheckpointLoaderSimple", ckpt_name="nano-sd1.safetensors").output(1)
+    reports = []
+    for text in ("a striped star", "a plain star"):
+        encoded = own.add("CLIPTextEncode", clip=clip, text=text)
+        node = own.add("SafeGenSanitizeConditioning", conditioning=encoded, preset="custom",
+                       threshold=0.99, clip=clip)  # fmt: skip
+        reports.append(own.show(node.output(1)))
+    run = client.run(own, seconds=900)
+    assert run.ok, run.error
+    told = [json.loads(run.ui(report, "value")[0]) for report in reports]
+    high, low = (one["score"] for (one,) in told)
+    assert high > low + 0.1
+    return round((high + low) / 2, 2)

@@ -136,6 +136,34 @@ def test_cards_show_what_is_in_a_prompt(page, client, graph, shot, palette):
 
 
 @newest
+@pytest.mark.parametrize("palette", ["light", "dark"])
+def test_cards_show_what_is_in_conditioning(page, client, graph, shot, palette, between):
+    clip = graph.add("CheckpointLoaderSimple", ckpt_name="nano-sd1.safetensors").output(1)
+    dial = {"preset": "custom", "threshold": between}
+    for text in (f"a striped star in the {palette}", f"a plain star in the {palette}"):
+        encoded = graph.add("CLIPTextEncode", clip=clip, text=text)
+        node = graph.add("SafeGenSanitizeConditioning", conditioning=encoded, clip=clip, **dial)
+        graph.add("ShowConditioning", conditioning=node)
+    page.evaluate("name => comfyAPI.app.app.extensionManager.setting"
+                  ".set('Comfy.ColorPalette', name)", palette)  # fmt: skip
+    load(page, graph)
+    run = queue(page, client)
+    assert run.ok, run.error
+    page.wait_for_function("document.querySelectorAll('.safegen-card').length == 2 "
+                           "&& !document.querySelector('.safegen-card.waiting')")  # fmt: skip
+    page.evaluate("comfyAPI.app.app.graph.arrange()")
+    shot(page, f"conditioning-{palette}")
+    tones = page.eval_on_selector_all(".safegen-card", "all => all.map(c => c.dataset.tone)")
+    assert sorted(tones) == ["amber", "green"]
+    told = page.inner_text("body")
+    assert "striped" not in "".join(
+        page.eval_on_selector_all(".safegen-card", "all => all.map(card => card.innerText)")
+    )
+    assert "something harmless stands in its place" in told
+    page.evaluate("comfyAPI.app.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+
+
+@newest
 def test_an_error_is_shown_on_the_node(page, client, graph, shot):
     model = graph.protected(graph.unet("nano-sdxl"))
     graph.digest(model, width=2048)
