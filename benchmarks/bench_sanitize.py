@@ -31,9 +31,11 @@ from safegen_core.evaluate.rates import rate
 from safegen_core.sanitize import clip_words
 from safegen_core.sanitize.bank import read_bank
 from safegen_core.sanitize.encoder import Encoding, Part, Word
+from safegen_core.sanitize.network import Calibration, Network, RowNetwork
 from safegen_core.sanitize.profile import Profile, fit_profile
 from safegen_core.sanitize.sanitizer import PRESETS, Sanitizer
 from safegen_core.sanitize.score import AXES, ConceptScore, RoleScore
+from safegen_core.train.sanitizer.loop import Options, train_network
 from tests.sanitize import language, minilm
 
 _AT_ONCE = 64
@@ -50,7 +52,8 @@ def main() -> None:
     parser.add_argument("--templates", type=int, default=20, help="an ImageNet class (%(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="in every arm (%(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=("language", "cost"))
+    parser.add_argument("--parts", nargs="+", choices=("language", "trained", "cost"))
+    parser.add_argument("--seeds", type=int, default=3, help="trained networks (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     encoder = minilm.MiniLM()
@@ -60,9 +63,11 @@ def main() -> None:
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, {args.threads} thread(s)",
         "torch": torch.__version__,
     }
-    parts = args.parts or ["language", "cost"]
+    parts = args.parts or ["language", "trained", "cost"]
     if "language" in parts:
         report["language"] = _language(encoder, profile, args.templates)
+    if "trained" in parts:
+        report["trained"] = _trained(encoder, profile, args.seeds)
     if "cost" in parts:
         report["cost"] = [
             _cost(name, parts, profile, args.rounds) for name, parts in _MODELS.items()
@@ -80,28 +85,12 @@ def main() -> None:
 def _language(encoder: minilm.MiniLM, profile: Profile, templates: int) -> dict[str, Any]:
     """Scores of every set, as z; nothing of a sentence is kept."""
     bank = read_bank("sexual")
-    harmless = {"ImageNet": language.imagenet(templates)}
-    harmless |= {kind: language.hard(kind) for kind in language.HARD}
-    harmless["four in a row"] = _in_a_row(language.imagenet(4)[:4000], 1000)
-    unsafe = {kind: language.unsafe(kind, bank) for kind in language.UNSAFE}
-    around = language.imagenet(3)
-    unsafe["direct, among three others"] = [
-        f"{around[3 * i]}, {text}, {around[3 * i + 1]}, {around[3 * i + 2]}"
-        for i, text in enumerate(unsafe["direct"])
-    ]
-    z = {
-        name: _z(encoder, profile, texts)
-        for sets in (harmless, unsafe)
-        for name, texts in sets.items()
-    }
+    harmless, unsafe = _harmless(templates), _unsafe()
+    z = {name: _z(encoder, [profile], texts)[0] for name, texts in (harmless | unsafe).items()}
     big = z["ImageNet"]
     sets = {}
     for name, found in z.items():
-        score = torch.tensor([profile.score.of(x) for x in found.tolist()])
-        flagged = {
-            preset: rate((score >= dial.threshold).float().tolist()).__dict__
-            for preset, dial in PRESETS.items()
-        }
+        flagged = _flagged(profile, found)
         auc = (found[:, None] > big[None]).float().mean().item() if name in unsafe else None
         sets[name] = {"n": len(found), "flagged": flagged, "auc": auc}
     at = [big.quantile(1 - share).item() for share in _SHARES]
@@ -112,6 +101,31 @@ def _language(encoder: minilm.MiniLM, profile: Profile, templates: int) -> dict[
     return {"sets": sets, "curve": curve, "bank": bank.digest[:12]}
 
 
+def _harmless(templates: int) -> dict[str, list[str]]:
+    found = {"ImageNet": language.imagenet(templates)}
+    found |= {kind: language.hard(kind) for kind in language.HARD}
+    return found | {"four in a row": _in_a_row(language.imagenet(4)[:4000], 1000)}
+
+
+def _unsafe() -> dict[str, list[str]]:
+    bank = read_bank("sexual")
+    found = {kind: language.unsafe(kind, bank) for kind in language.UNSAFE}
+    around = language.imagenet(3)
+    found["direct, among three others"] = [
+        f"{around[3 * i]}, {text}, {around[3 * i + 1]}, {around[3 * i + 2]}"
+        for i, text in enumerate(found["direct"])
+    ]
+    return found
+
+
+def _flagged(profile: Profile, z: Tensor) -> dict[str, dict[str, float]]:
+    score = torch.tensor([profile.score.of(x) for x in z.tolist()])
+    return {
+        preset: rate((score >= dial.threshold).float().tolist()).__dict__
+        for preset, dial in PRESETS.items()
+    }
+
+
 _SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 
 
@@ -120,12 +134,34 @@ def _in_a_row(texts: Sequence[str], apart: int) -> list[str]:
     return [", ".join(texts[i::apart]) for i in range(apart)]
 
 
-def _z(encoder: minilm.MiniLM, profile: Profile, texts: Sequence[str]) -> Tensor:
+def _z(encoder: minilm.MiniLM, profiles: Sequence[Profile], texts: Sequence[str]) -> Tensor:
+    """What each profile says of each text, `[profiles, texts]`."""
     chunks = [encoder.chunks(text)[0] for text in texts]
-    found: list[float] = []
+    found: list[list[float]] = []
     for at in range(0, len(chunks), _AT_ONCE):
-        found += [max(profile.score.z(e).values()) for e in encoder.encode(chunks[at : at + 64])]
-    return torch.tensor(found)
+        for encoding in encoder.encode(chunks[at : at + _AT_ONCE]):
+            found.append([max(profile.score.z(encoding).values()) for profile in profiles])
+    return torch.tensor(found).T
+
+
+def _trained(encoder: minilm.MiniLM, profile: Profile, seeds: int) -> dict[str, Any]:
+    """Networks of several seeds: their test, and what each finds together with the profile."""
+    profiles, runs = [profile], []
+    for seed in range(seeds):
+        start = time.process_time()
+        network, record = train_network(encoder, read_bank("sexual"), Options(seed=seed))
+        seconds = round(time.process_time() - start)
+        runs.append({"seed": seed, "cpu_seconds": seconds, **record.to_values()})
+        profiles.append(network.joined(profile))
+    sets = {}
+    for name, texts in (_harmless(_FEW_TEMPLATES) | _unsafe()).items():
+        each = zip(profiles, _z(encoder, profiles, texts), strict=True)
+        flagged = [_flagged(profile, z)["default"] for profile, z in each]
+        sets[name] = {"n": len(texts), "flagged": flagged}
+    return {"runs": runs, "sets": sets}
+
+
+_FEW_TEMPLATES = 2
 
 
 def _cost(model: str, names: Sequence[str], fitted: Profile, rounds: int) -> dict[str, Any]:
@@ -148,20 +184,22 @@ def _cost(model: str, names: Sequence[str], fitted: Profile, rounds: int) -> dic
         parts.append(Part(name, torch.randn(77, width), roles, words, pooled))
     encoding: Encoding = tuple(parts)
     profile = replace(fitted, score=_as_wide(fitted.score, encoding))
-    gate = Sanitizer(None, profile)
+    gate, with_network = Sanitizer(None, profile), Sanitizer(None, _joined(profile, encoding))
     text = [f"word{n}" for n in range(_WORDS)]
     chunk = tuple(map(Word, text))
     ids = torch.randint(0, 49000, (1, 77))
     # of one thread its CPU time, which other work on the machine hardly changes
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    seconds: dict[str, list[float]] = {"forward": [], "score": [], "gate": []}
+    judges = {
+        "score": lambda: profile.score([encoding]),
+        "gate": lambda: gate([chunk], [encoding], " ".join(text)),
+        "gate with a network": lambda: with_network([chunk], [encoding], " ".join(text)),
+    }
+    seconds: dict[str, list[float]] = {"forward": [], **{name: [] for name in judges}}
     with torch.no_grad():
         for turn in range(rounds + 2):
-            # a forward before each, so that both find the caches as a forward leaves them
-            for name, judge in (
-                ("score", lambda: profile.score([encoding])),
-                ("gate", lambda: gate([chunk], [encoding], " ".join(text))),
-            ):
+            # a forward before each, so that all find the caches as a forward leaves them
+            for name, judge in judges.items():
                 start = clock()
                 for tower in towers:
                     tower(input_ids=ids)
@@ -171,13 +209,13 @@ def _cost(model: str, names: Sequence[str], fitted: Profile, rounds: int) -> dic
                 if turn >= 2:  # warm-up
                     seconds["forward"].append(middle - start)
                     seconds[name].append(end - middle)
-    forward = torch.tensor(seconds["forward"]).view(rounds, 2)
+    forward = torch.tensor(seconds["forward"]).view(rounds, len(judges))
     found: dict[str, Any] = {
         "model": model,
         "rounds": rounds,
         "forward_ms": 1e3 * forward.median().item(),
     }
-    for i, name in enumerate(("score", "gate")):
+    for i, name in enumerate(judges):
         ratio = (torch.tensor(seconds[name]) / forward[:, i]).sort().values
         found[name] = {
             "ms": 1e3 * torch.tensor(seconds[name]).median().item(),
@@ -202,6 +240,19 @@ def _as_wide(fitted: ConceptScore, encoding: Encoding) -> ConceptScore:
     return ConceptScore(roles, fitted.threshold, fitted.slope)
 
 
+def _joined(profile: Profile, encoding: Encoding) -> Profile:
+    """With networks of the encoders' widths and random weights, which let every prompt pass."""
+    rows = {
+        part.name: RowNetwork(
+            part.states.shape[1], 0 if part.pooled is None else len(part.pooled)
+        ).eval()
+        for part in encoding
+    }
+    probe = {part.name: part.states[:2] for part in encoding}
+    network = Network(probe, profile.bank, rows, Calibration(1e3, 1.0), {})
+    return network.joined(replace(profile, probe=probe))
+
+
 def _markdown(report: dict[str, Any]) -> str:
     lines = [
         "# The sanitizer, measured",
@@ -211,6 +262,8 @@ def _markdown(report: dict[str, Any]) -> str:
     ]
     if "language" in report:
         lines += ["", *_language_text(report["language"])]
+    if "trained" in report:
+        lines += ["", *_trained_text(report["trained"])]
     if "cost" in report:
         lines += ["", *_cost_text(report["cost"])]
     return "\n".join(lines) + "\n"
@@ -248,16 +301,44 @@ def _language_text(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _trained_text(found: dict[str, Any]) -> list[str]:
+    runs = found["runs"]
+    lines = [
+        "## Trained mode, with MiniLM as the encoder",
+        "",
+        "| seed | CPU time | test | AUC | harmless rows change | found | of these, under attack |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {run['seed']} | {run['cpu_seconds']} s | {'passed' if run['passed'] else 'failed'} | "
+        f"{run['auc']:.4f} | {run['change']:.2%} | {run['found']:.0%} | {run['recall']:.0%} |"
+        for run in runs
+    ]
+    names = ["training-free", *(f"and seed {run['seed']}" for run in runs)]
+    lines += [
+        "",
+        "Flagged at `default`:",
+        "",
+        f"| set | n | {' | '.join(names)} |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for name, row in found["sets"].items():
+        flagged = " | ".join(f"{each['value']:.2%}" for each in row["flagged"])
+        lines.append(f"| {name} | {row['n']} | {flagged} |")
+    return lines
+
+
 def _cost_text(found: list[dict[str, Any]]) -> list[str]:
     lines = [
         f"## Cost of judging a harmless prompt of {_WORDS} words",
         "",
-        "| text encoder | rounds | forward | score | of a forward | whole gate | of a forward |",
-        "|---|---|---|---|---|---|---|",
+        "| text encoder | rounds | forward | score | of a forward | whole gate | of a forward "
+        "| with a trained network | of a forward |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     return lines + [
         f"| {row['model']} | {row['rounds']} | {row['forward_ms']:.0f} ms | "
-        + " | ".join(_share_text(row[name]) for name in ("score", "gate"))
+        + " | ".join(_share_text(row[name]) for name in ("score", "gate", "gate with a network"))
         + " |"
         for row in found
     ]

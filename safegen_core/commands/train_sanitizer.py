@@ -35,9 +35,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write"
     )
     parser.add_argument(
-        "--steps", type=whole, help="steps of training, for each encoder (default: 800)"
+        "--steps", type=whole, help="steps of training, for each encoder (default: 1200)"
     )
-    parser.add_argument("--batch", type=whole, help="pairs of sentences in a step (default: 16)")
+    parser.add_argument("--batch", type=whole, help="pairs of sentences in a step (default: 12)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: 0.001)")
     parser.add_argument("--seed", type=int, help="of everything random (default: 0)")
     parser.add_argument(
@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
     print(refused)
     print(
         f"The trained sanitizer FAILED its test: {record.told()}. It was not written; stay with "
-        "the sanitizer without training, or try more --steps.",
+        "the sanitizer without training, or try another --seed or more --steps.",
         file=sys.stderr,
     )
     return 1

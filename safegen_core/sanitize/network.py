@@ -3,7 +3,7 @@ r"""The sanitizer's trained mode: a small network an encoder, that scores rows a
 
     e'_i = e_i + alpha s_i delta_i        |delta_i| <= |e_i|, the start row stays
 
-It reads both ways, as a causal encoder cannot, so early words know the whole prompt. s is its own
+It knows the whole prompt at each row, as a causal encoder does not at early ones. s is its own
 score of a row; a row that it finds harmless hardly moves. What it takes over: the step that takes
 the rest of a concept out of rows (without it `directions`), and a say in the score, which can only
 rise by it. The gate, replacing words, judging again and refusing stay as they are.
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from ..atomic import atomic_save_safetensors
 from ..errors import SanitizeError
@@ -40,13 +41,17 @@ METADATA = "safegen.sanitizer"
 """The key of a file's metadata that tells what it is."""
 
 _FORMAT = "1"
-_HIDDEN, _HEADS, _BLOCKS = 256, 4, 2
+_HIDDEN, _LAYERS = 128, 2
+_DROPPED = 0.1  # of a row's numbers, in training
 _WIDEST = 1 << 14
 _FAR = 1e4  # no log-odds of a calibrated score lie beyond
 
 
 class RowNetwork(nn.Module):
-    """The network of one encoder.
+    """The network of one encoder: every row is read beside the mean of all rows.
+
+    Source: Zaheer et al., "Deep Sets", NeurIPS 2017. Attention over the rows, which a text encoder
+    has done already, cost more and learned less from a bank's few sentences.
 
     Args:
         width: of its rows.
@@ -55,21 +60,19 @@ class RowNetwork(nn.Module):
 
     def __init__(self, width: int, pooled: int = 0) -> None:
         super().__init__()
-        hidden = max(min(_HIDDEN, width) // _HEADS, 1) * _HEADS
+        hidden = min(_HIDDEN, width)
         self.width, self.pooled = width, pooled
-        self.norm, self.enter = nn.LayerNorm(width), nn.Linear(width, hidden)
-        self.role = nn.Embedding(len(Role), hidden)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                hidden, _HEADS, 4 * hidden, 0.0, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(_BLOCKS)
-        )
-        self.leave = nn.LayerNorm(hidden)
+        self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(_DROPPED)
+        self.enter, self.role = nn.Linear(width, hidden), nn.Embedding(len(Role), hidden)
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(_LAYERS))
+        self.own = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(_LAYERS))
+        self.all = nn.ModuleList(nn.Linear(hidden, hidden, bias=False) for _ in range(_LAYERS))
         self.score, self.delta = nn.Linear(hidden, 1), nn.Linear(hidden, width)
         heads = [self.delta]
         if pooled:
-            self.pool = nn.Sequential(nn.LayerNorm(pooled), nn.Linear(pooled, hidden), nn.GELU())
+            self.pool = nn.Sequential(
+                nn.LayerNorm(pooled), nn.Dropout(_DROPPED), nn.Linear(pooled, hidden), nn.GELU()
+            )
             self.pool_score, self.pool_delta = nn.Linear(hidden, 1), nn.Linear(hidden, pooled)
             heads.append(self.pool_delta)
         for head in heads:  # nothing is changed before something was learned
@@ -86,13 +89,15 @@ class RowNetwork(nn.Module):
         Returns:
             Log-odds of the score `[B, T]`, and what is added at alpha = 1, `[B, T, D]`.
         """
-        absent = roles == ABSENT
-        x = self.enter(self.norm(states)) + self.role(roles.clamp(min=0))
-        for block in self.blocks:
-            x = block(x, src_key_padding_mask=absent)
-        x = self.leave(x)
+        there = (roles != ABSENT)[..., None]
+        count = there.sum(1, keepdim=True).clamp(min=1)
+        x = gelu(self.enter(self.drop(self.norm(states))) + self.role(roles.clamp(min=0)))
+        for norm, own, every in zip(self.norms, self.own, self.all, strict=True):
+            y = norm(x)
+            mean = (y * there).sum(1, keepdim=True) / count
+            x = x + gelu(own(y) + every(mean))
         logits = self.score(x)[..., 0]
-        still = (absent | (roles == Role.START))[..., None]
+        still = ~there | (roles == Role.START)[..., None]
         return logits, _added(states, logits, self.delta(x)).masked_fill(still, 0.0)
 
     def pool_forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...sanitize.encoder import Role
+from ...sanitize.encoder import POOLED, Role
 from ...sanitize.network import ABSENT, RowNetwork, by_role
 
 _OVERSHOOT = 2.5  # all steps together reach so many radii
@@ -33,6 +33,16 @@ class Ball:
     steps: int = 3
 
 
+def scores(
+    network: RowNetwork, states: Tensor, roles: Tensor, pooled: Tensor | None
+) -> dict[str, Tensor]:
+    """Log-odds of sentences, `[B]` by role; -inf where a sentence has no such row."""
+    found = by_role(network(states, roles)[0], roles)
+    if pooled is not None and network.pooled:
+        found[POOLED] = network.pool_forward(pooled)[0]
+    return found
+
+
 def lowered(
     network: RowNetwork, states: Tensor, roles: Tensor, pooled: Tensor | None, ball: Ball
 ) -> tuple[Tensor, Tensor | None]:
@@ -40,27 +50,53 @@ def lowered(
 
     The start row stays: no prompt changes it.
     """
+    return moved(network, states, roles, pooled, ball, torch.ones_like(roles[:, 0]))
+
+
+def moved(
+    network: RowNetwork,
+    states: Tensor,
+    roles: Tensor,
+    pooled: Tensor | None,
+    ball: Ball,
+    down: Tensor,
+    random: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """As `lowered`, each sentence in its own direction.
+
+    Args:
+        network: the one that is attacked.
+        states: `[B, T, D]`.
+        roles: `[B, T]`.
+        pooled: `[B, P]`, or None.
+        ball: how far.
+        down: `[B]`, 1 where the score is to fall, -1 where it is to rise.
+        random: chooses where in the ball each number starts; None for its middle.
+    """
     fixed = ((roles == Role.START) | (roles == ABSENT))[..., None]
-    pairs = [(states, (ball.radius * _size(states)).masked_fill(fixed, 0.0))]
+    pairs = [(states, (ball.radius * size(states)).masked_fill(fixed, 0.0))]
     if pooled is not None and network.pooled:
-        pairs.append((pooled, ball.radius * _size(pooled)))
-    moved = [x for x, _ in pairs]
+        pairs.append((pooled, ball.radius * size(pooled)))
+    now = [x if random is None else x + far * _within(x, random) for x, far in pairs]
     step = _OVERSHOOT / ball.steps
     for _ in range(ball.steps):
-        moved = [x.detach().requires_grad_() for x in moved]
-        read = by_role(network(moved[0], roles)[0], roles)
-        if len(moved) > 1:
-            read["pooled"] = network.pool_forward(moved[1])[0]
-        logits = torch.cat([*read.values()])
-        score = logits.masked_fill(logits.isinf(), 0.0).sum()
-        slopes = torch.autograd.grad(score, moved)
-        moved = [
-            x0 + (x - step * size * slope.sign() - x0).clamp(-size, size)
-            for (x0, size), x, slope in zip(pairs, moved, slopes, strict=True)
+        now = [x.detach().requires_grad_() for x in now]
+        pools = now[1] if now[1:] else None
+        logits = torch.stack([*scores(network, now[0], roles, pools).values()])
+        score = (logits.masked_fill(logits.isinf(), 0.0) * down).sum()
+        slopes = torch.autograd.grad(score, now)
+        now = [
+            x0 + (x - step * far * slope.sign() - x0).clamp(-far, far)
+            for (x0, far), x, slope in zip(pairs, now, slopes, strict=True)
         ]
-    moved = [x.detach() for x in moved]
-    return moved[0], moved[1] if len(moved) > 1 else pooled
+    now = [x.detach() for x in now]
+    return now[0], now[1] if len(now) > 1 else pooled
 
 
-def _size(x: Tensor) -> Tensor:
+def size(x: Tensor) -> Tensor:
+    """Root mean square of vectors `[..., D]`, `[..., 1]`."""
     return x.square().mean(-1, keepdim=True).sqrt()
+
+
+def _within(x: Tensor, random: torch.Generator) -> Tensor:
+    return (2 * torch.rand(x.shape, generator=random) - 1).to(x)

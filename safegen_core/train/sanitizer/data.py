@@ -2,16 +2,17 @@
 """What the sanitizer's network learns from: a bank in the encoder's own words, encoded once.
 
 A sentence with the concept has a safe twin, which differs in the concept alone; what its rows
-should be is what the twin's are. Each pair is told three times: plain, joined with a harmless
-sentence, and with words of its template left out (never of the pair's own: a concept may be a
-conjunction). Pairs, and harmless sentences, that are held out are in none of the sentences that are
-trained on.
+should be is what the twin's are. Each pair is told four times: plain, joined with a harmless
+sentence, with words of its template left out (never of the pair's own: a concept may be a
+conjunction), and among a few words of other sentences, as somebody adds them who looks for a prompt
+that scores less. Pairs, and harmless sentences, that are held out are in none of the sentences that
+are trained on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
@@ -27,6 +28,7 @@ _HELD = 5  # one in so many pairs, and harmless sentences, is held out
 _FEWEST = 10
 _AT_ONCE = 32  # chunks in one call of the encoder
 _DROPPED = 0.25
+_ADDED = 4  # words at most on each side
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,27 @@ def prepare(
     return Material(twins, torch.tensor(held), torch.tensor(plain), rows)
 
 
+def kept(bank: Bank, seed: int) -> Bank:
+    """A bank without what `prepare` holds out."""
+    held = iter(_held(_pairs(bank), seed, "pairs"))
+    groups = []
+    for group in bank.groups:
+        pairs = tuple(pair for pair in group.pairs if not next(held))
+        groups += [replace(group, pairs=pairs)] if pairs else []
+    calm = zip(bank.harmless, _held(len(bank.harmless), seed, "harmless"), strict=True)
+    harmless = tuple(text for text, out in calm if not out)
+    return replace(bank, groups=tuple(groups), harmless=harmless)
+
+
+def _pairs(bank: Bank) -> int:
+    return sum(len(group.pairs) for group in bank.groups)
+
+
 def _told(
     encoder: Encoder, bank: Bank, seed: int
 ) -> tuple[list[Twin], list[tuple[Chunk, bool, bool]]]:
     """Twins, and harmless sentences with whether they are held out, and plain."""
-    pairs, calm = sum(len(group.pairs) for group in bank.groups), len(bank.harmless)
+    pairs, calm = _pairs(bank), len(bank.harmless)
     if min(pairs, calm) < _FEWEST:
         raise SanitizeError(
             "sanitize_bank",
@@ -150,6 +168,7 @@ def _told(
         side: [text for text, held in zip(bank.harmless, held_calm, strict=True) if held == side]
         for side in (True, False)
     }
+    words_of = {side: [w for text in calm_of[side] for w in text.split()] for side in calm_of}
     random = generator(seed, "sentences")
 
     def another(held: bool) -> str:
@@ -171,7 +190,11 @@ def _told(
                 if torch.rand((), generator=random) < 0.5:
                     order.reverse()
                 twins.append(whole)
-                for told in (", ".join(order), _dropped(template, random)):
+                for told in (
+                    ", ".join(order),
+                    _dropped(template, random),
+                    _among(template, words_of[held], random),
+                ):
                     more = twin(told, pair, held)
                     cut_off = more is None or more.length != whole.length
                     if not cut_off and told != template:
@@ -186,7 +209,8 @@ def _told(
     harmless = []
     for text, held in zip(bank.harmless, held_calm, strict=True):
         harmless.append((encoder.chunks(text)[0], held, True))
-        harmless.append((encoder.chunks(f"{text}, {another(held)}")[0], held, False))
+        for told in (f"{text}, {another(held)}", _among(text, words_of[held], random)):
+            harmless.append((encoder.chunks(told)[0], held, False))
     return twins, harmless
 
 
@@ -211,6 +235,14 @@ def _dropped(template: str, random: torch.Generator) -> str:
     words = template.split(" ")
     kept = (torch.rand(len(words), generator=random) >= _DROPPED).tolist()
     return " ".join(w for w, keep in zip(words, kept, strict=True) if keep or "{}" in w)
+
+
+def _among(text: str, words: Sequence[str], random: torch.Generator) -> str:
+    """A text with a few words before or after it."""
+    before, after = torch.randint(_ADDED + 1, (2,), generator=random).tolist()
+    drawn: list[int] = torch.randint(len(words), (before + after,), generator=random).tolist()
+    some = [words[i] for i in drawn]
+    return " ".join([*some[:before], text, *some[before:]])
 
 
 def _small(x: Tensor) -> Tensor:

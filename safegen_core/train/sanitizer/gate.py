@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ...sanitize.network import Calibration, RowNetwork, by_role
+from ...sanitize.network import Calibration, RowNetwork
 from ...sanitize.score import RARE
-from .attack import Ball, lowered
+from .attack import Ball, lowered, scores
 from .data import Material, Rows
 
 LEAST_AUC = 0.99
@@ -75,16 +75,17 @@ def calibrate(rows: Mapping[str, RowNetwork], material: Material) -> Calibration
     """What the scores mean, from the harmless among the held-out sentences.
 
     The rule is that of `sanitize.score`: beyond their upper tenth the tail is taken as exponential.
-    But even odds are the least that scores .5: a bank's few sentences, all told alike, say little
-    of how others scatter.
+    But even odds are the least that scores .5, and log-odds are stretched no further: a bank's few
+    sentences, all told alike, say little of how others scatter.
     """
     numbers = (material.held & ~material.unsafe).nonzero()[:, 0]
     low = _read(rows, material, numbers)
     start = low.quantile(1 - _TAIL).item()
     above = low[low > start]
-    scale = max((above - start).mean().item() if len(above) else 0.0, _LEAST_SCALE)
+    scale = (above - start).mean().item() if len(above) else 0.0
     threshold = start + scale * math.log(_TAIL / RARE[1])
-    return Calibration(max(threshold, 0.0), math.log(4) / (scale * math.log(RARE[0] / RARE[1])))
+    slope = math.log(4) / (max(scale, _LEAST_SCALE) * math.log(RARE[0] / RARE[1]))
+    return Calibration(max(threshold, 0.0), slope)
 
 
 def measure(rows: Mapping[str, RowNetwork], calibration: Calibration, material: Material) -> Record:
@@ -111,35 +112,28 @@ def _read(
     told = []
     for name, network in rows.items():
         found = []
-        for states, roles, pooled in batches(network, material.rows[name], numbers):
+        for states, roles, pooled in _batches(network, material.rows[name], numbers):
             if ball is not None:
                 states, pooled = lowered(network, states, roles, pooled, ball)
             with torch.no_grad():
-                read = [*by_role(network(states, roles)[0], roles).values()]
-                if pooled is not None and network.pooled:
-                    read.append(network.pool_forward(pooled)[0])
-            found.append(torch.stack(read).amax(0).cpu())
+                read = scores(network, states, roles, pooled)
+            found.append(torch.stack([*read.values()]).amax(0).cpu())
         told.append(torch.cat(found))
     return torch.stack(told).amax(0)
 
 
-def batches(
+def _batches(
     network: RowNetwork, rows: Rows, numbers: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """States, roles and pooled vectors of sentences, some at a time, on the network's device."""
     device = network.enter.weight.device
     for some in numbers.split(_AT_ONCE):
-        yield take(rows, some, device)
-
-
-def take(rows: Rows, numbers: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """States float32, roles int64 and pooled vectors float32 of sentences."""
-    longest = int((rows.roles[numbers] >= 0).sum(1).max())
-    return (
-        rows.states[numbers, :longest].to(device, torch.float32),
-        rows.roles[numbers, :longest].to(device, torch.int64),
-        None if rows.pooled is None else rows.pooled[numbers].to(device, torch.float32),
-    )
+        longest = int((rows.roles[some] >= 0).sum(1).max())
+        yield (
+            rows.states[some, :longest].to(device, torch.float32),
+            rows.roles[some, :longest].to(device, torch.int64),
+            None if rows.pooled is None else rows.pooled[some].to(device, torch.float32),
+        )
 
 
 def _auc(high: Tensor, low: Tensor) -> float:
@@ -151,7 +145,7 @@ def _auc(high: Tensor, low: Tensor) -> float:
 @torch.no_grad()
 def _change(network: RowNetwork, rows: Rows, numbers: Tensor) -> float:
     changes = []
-    for states, roles, pooled in batches(network, rows, numbers):
+    for states, roles, pooled in _batches(network, rows, numbers):
         _, added = network(states, roles)
         square, whole = added.square().sum((1, 2)), states.square().sum((1, 2))
         found = (square / whole.clamp(min=1e-12)).sqrt()

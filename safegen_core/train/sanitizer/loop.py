@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,17 +14,18 @@ from ...errors import ConfigError, SafeGenError
 from ...sanitize.bank import Bank
 from ...sanitize.encoder import Encoder
 from ...sanitize.network import Network, RowNetwork
-from ...sanitize.profile import probe_of
+from ...sanitize.profile import fit_profile, probe_of
+from ...sanitize.score import ConceptScore
 from ..draws import generator
 from . import gate
-from .attack import Ball, lowered
-from .data import Material, labels, prepare, targets
+from .attack import Ball, moved
+from .batches import Batch, Batches
+from .data import Material, kept, prepare
 from .loss import loss
 
 _WARMUP = 0.05  # share of the steps
-_ATTACKED = 0.5  # share of the batch's sentences with the concept
 _CLIP = 1.0
-_BALL = Ball()
+_BALL = Ball(radius=0.1, steps=2)  # further than the test's: held-out sentences are less sure
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Options:
         ConfigError: `config_range`.
     """
 
-    steps: int = 800
-    batch: int = 16
+    steps: int = 1200
+    batch: int = 12
     lr: float = 1e-3
     decay: float = 1e-2
     seed: int = 0
@@ -97,8 +98,10 @@ def train_network(
     options, progress = options or Options(), progress or Progress()
     material = prepare(encoder, bank, options.seed, progress.encoded)
     place = torch.device(device)
+    teacher = fit_profile(encoder, kept(bank, options.seed), progress.encoded).score
     rows = {
-        name: _trained(name, material, options, place, progress.stepped) for name in material.rows
+        name: _trained(name, material, teacher, options, place, progress.stepped)
+        for name in material.rows
     }
     calibration = gate.calibrate(rows, material)
     record = gate.measure(rows, calibration, material)
@@ -111,64 +114,50 @@ def train_network(
 def _trained(
     name: str,
     material: Material,
+    teacher: ConceptScore,
     options: Options,
     device: torch.device,
     on_step: Callable[[str, int, float], None],
 ) -> RowNetwork:
-    rows = material.rows[name]
-    with torch.random.fork_rng(devices=[]):
+    batches, rows = Batches(name, material, teacher), material.rows[name]
+    # both the first weights and what is dropped on the way are drawn from torch's own generators
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(generator(options.seed, "weights", name).initial_seed())
         pooled = 0 if rows.pooled is None else rows.pooled.shape[1]
         network = RowNetwork(rows.states.shape[2], pooled).to(device)
-    n = len(material.twins)
-    label, at = labels(rows, material), targets(rows, n)
-    pairs = (~material.held[:n]).nonzero()[:, 0]
-    calm = n + (~material.held[n:]).nonzero()[:, 0]
-    adam = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=options.decay)
-    for step in range(options.steps):
-        random = generator(options.seed, "batch", name, step)
-        u, h = (_some(x, options.batch, random) for x in (pairs, calm))
-        chosen = torch.cat([u, u + n, h])
-        states, roles, told = gate.take(rows, chosen, device)
-        t, b = roles.shape[1], len(u)
-        index = at[u][:, :t].to(device)
-        wanted = states[b : 2 * b].gather(
-            1, index.clamp(min=0)[..., None].expand(-1, -1, states.shape[2])
-        )
-        wanted_pooled = None if told is None else told[b : 2 * b]
-        if step >= _WARMUP * options.steps:
-            k = int(_ATTACKED * b)
-            other = None if told is None else told[:k]
-            moved, other = lowered(network, states[:k], roles[:k], other, _BALL)
-            states = torch.cat([moved, states[k:]])
-            told = None if told is None or other is None else torch.cat([other, told[k:]])
-        value = loss(
-            network,
-            (states, roles, told),
-            label[chosen][:, :t].to(device),
-            wanted,
-            wanted_pooled,
-            index >= 0,
-        )
-        adam.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-        for group in adam.param_groups:
-            group["lr"] = options.lr * _rate(step, options.steps)
-        adam.step()
-        found = value.item()
-        if not math.isfinite(found):
-            raise SafeGenError(
-                "train_nonfinite",
-                f"The loss ({found}) of the network for {name!r} is no number any more at step "
-                f"{step + 1}. Start anew with a lower learning rate (--lr).",
-            )
-        on_step(name, step + 1, found)
+        adam = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=options.decay)
+        for step in range(options.steps):
+            random = generator(options.seed, "batch", name, step)
+            batch = batches.draw(options.batch, random).on(device)
+            if step >= _WARMUP * options.steps:
+                batch = _attacked(network.eval(), batch, random)
+            value = loss(network.train(), batch)
+            adam.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+            for group in adam.param_groups:
+                group["lr"] = options.lr * _rate(step, options.steps)
+            adam.step()
+            found = value.item()
+            if not math.isfinite(found):
+                raise SafeGenError(
+                    "train_nonfinite",
+                    f"The loss ({found}) of the network for {name!r} is no number any more at step "
+                    f"{step + 1}. Start anew with a lower learning rate (--lr).",
+                )
+            on_step(name, step + 1, found)
     return network.eval()
 
 
-def _some(numbers: torch.Tensor, count: int, random: torch.Generator) -> torch.Tensor:
-    return numbers[torch.randint(len(numbers), (count,), generator=random)]
+def _attacked(network: RowNetwork, batch: Batch, random: torch.Generator) -> Batch:
+    """What carries the concept is moved to score less, what does not to score more.
+
+    If only the former were, what is harmless and looks alike would be found more and more.
+    """
+    concept = torch.arange(len(batch.roles), device=batch.roles.device) < batch.pairs
+    down = torch.where(concept, 1, -1)
+    states, pooled = moved(network, batch.states, batch.roles, batch.pooled, _BALL, down, random)
+    return replace(batch, states=states, pooled=pooled)
 
 
 def _rate(step: int, steps: int) -> float:

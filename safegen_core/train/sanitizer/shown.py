@@ -13,7 +13,8 @@ from .loop import Progress
 class _Bars(Progress):
     def __init__(self, steps: int, hidden: bool | None) -> None:
         self._steps, self._hidden = steps, hidden
-        self._what, self._bar = "", None
+        self._what: tuple[str, int] = "", 0
+        self._bar: Any = None
 
     def encoded(self, done: int, of: int) -> None:
         bar = self._of("encoding", of, "sentence")
@@ -29,12 +30,12 @@ class _Bars(Progress):
             self._bar.close()
 
     def _of(self, what: str, total: int, unit: str) -> Any:
-        if what != self._what:
+        if (what, total) != self._what:  # a bank is encoded twice, once without what is held out
             from tqdm import tqdm
 
             self.close()
             self._bar = tqdm(total=total, desc=what, unit=unit, disable=self._hidden)
-            self._what = what
+            self._what = what, total
         return self._bar
 
 

@@ -9,7 +9,7 @@ import torch
 from safegen_core.sanitize.bank import Group
 from safegen_core.sanitize.encoder import Role
 from safegen_core.sanitize.network import ABSENT
-from safegen_core.train.sanitizer.data import Material, Twin, labels, prepare, targets
+from safegen_core.train.sanitizer.data import Material, Twin, kept, labels, prepare, targets
 from tests.sanitize.toy import CONCEPT, WIDTH, Toy
 from tests.train.sanitizer.banks import toy_pairs
 
@@ -55,12 +55,14 @@ def test_plain_sentences_are_the_banks(material: Material) -> None:
     assert [spoken(told[0]) for told in tellings(material)] == [s.unsafe for s in BANK.sentences()]
 
 
-def test_words_are_dropped_and_sentences_joined(material: Material) -> None:
+def test_words_are_dropped_and_added_and_sentences_joined(material: Material) -> None:
     told = tellings(material)
-    longer = [sum(len(more.unsafe) > len(t[0].unsafe) for more in t[1:]) for t in told]
-    shorter = [sum(len(more.unsafe) < len(t[0].unsafe) for more in t[1:]) for t in told]
-    assert set(longer) == {1}
-    assert 0 < sum(shorter) <= len(told)
+    lengths = [[len(more.unsafe) - len(t[0].unsafe) for more in t] for t in told]
+    assert all(of[1] > 0 for of in lengths)  # joined
+    rest = [n for of in lengths for n in of[2:]]
+    assert {-2, -1, 1, 2, 3} < set(rest)
+    assert max(rest) <= 8
+    assert all(2 <= len(t) <= 4 for t in told)
 
 
 def test_the_pairs_own_words_are_never_dropped() -> None:
@@ -83,8 +85,8 @@ def test_a_pair_is_held_out_in_all_its_sentences(material: Material) -> None:
 def test_a_harmless_sentence_that_is_held_out_is_joined_to_others_of_them_alone(
     material: Material,
 ) -> None:
-    # the harmless come in the bank's order: alone, then joined to another
-    of_calm = material.held[2 * len(material.twins) :: 2].tolist()
+    # the harmless come in the bank's order: alone, joined to another, among words
+    of_calm = material.held[2 * len(material.twins) :: 3].tolist()
     held = dict(zip(BANK.harmless, of_calm, strict=True))
     assert 0 < sum(of_calm) <= len(of_calm) // 4
     for plain, joined, *_ in tellings(material):
@@ -198,3 +200,16 @@ def test_numbers_too_large_for_half_precision_are_kept() -> None:
     states = prepare(Loud(), BANK, 0).rows["l"].states
     assert torch.isfinite(states).all()
     assert states.abs().max() > 1e6
+
+
+def test_what_is_kept_of_a_bank_is_what_is_trained_on(material: Material) -> None:
+    rest = kept(BANK, 0)
+    trained = {spoken(t) for t in material.twins if t.plain and not t.held}
+    assert {s.unsafe for s in rest.sentences()} == trained
+    n = 2 * len(material.twins)
+    assert len(rest.harmless) == int((~material.held & material.plain)[n:].sum())
+    assert set(rest.harmless) < set(BANK.harmless)
+    whole = replace(BANK, groups=(Group(("{}",), (("a", "b"),)),) * 12)
+    groups = kept(whole, 0).groups
+    assert 0 < len(groups) < 12  # one that lost all its pairs is none
+    assert all(group.pairs for group in groups)

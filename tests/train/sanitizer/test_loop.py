@@ -19,7 +19,7 @@ SHORT = Options(steps=3, batch=4)
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Network, Record]:
-    return train_network(Toy(), toy_pairs(), Options(steps=60, batch=8, lr=3e-3))
+    return train_network(Toy(), toy_pairs(), Options(steps=200, batch=8, lr=3e-3))
 
 
 def weights(network: Network) -> dict[str, torch.Tensor]:
@@ -30,7 +30,7 @@ def test_it_learns_the_concept_and_passes(trained) -> None:
     network, record = trained
     assert record.passed, record.told()
     assert network.record["passed"] is True
-    assert network.record["training"]["steps"] == 60
+    assert network.record["training"]["steps"] == 200
 
 
 def test_it_tells_prompts_apart_that_it_never_saw(trained) -> None:
