@@ -58,20 +58,22 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     encoder = minilm.MiniLM()
     profile = fit_profile(encoder, read_bank("sexual"))
-    report: dict[str, Any] = {
-        "date": str(date.today()),
-        "machine": f"{platform.platform()}, {os.cpu_count()} cores, {args.threads} thread(s)",
-        "torch": torch.__version__,
+    parts = {
+        "language": lambda: _language(encoder, profile, args.templates),
+        "trained": lambda: _trained(encoder, profile, args.seeds),
+        "cost": lambda: [_cost(name, of, profile, args.rounds) for name, of in _MODELS.items()],
     }
-    parts = args.parts or ["language", "trained", "cost"]
-    if "language" in parts:
-        report["language"] = _language(encoder, profile, args.templates)
-    if "trained" in parts:
-        report["trained"] = _trained(encoder, profile, args.seeds)
-    if "cost" in parts:
-        report["cost"] = [
-            _cost(name, parts, profile, args.rounds) for name, parts in _MODELS.items()
-        ]
+    file = args.out / "sanitize.json"
+    # what is not measured now stays as it was measured
+    report = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    machine = f"{platform.platform()}, {os.cpu_count()} cores, {args.threads} thread(s)"
+    for part in args.parts or parts:
+        report[part] = {
+            "date": str(date.today()),
+            "machine": machine,
+            "torch": torch.__version__,
+            "found": parts[part](),
+        }
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("sanitize.json", json.dumps(report, indent=1) + "\n"),
@@ -190,10 +192,16 @@ def _cost(model: str, names: Sequence[str], fitted: Profile, rounds: int) -> dic
     ids = torch.randint(0, 49000, (1, 77))
     # of one thread its CPU time, which other work on the machine hardly changes
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def anew() -> Encoding:
+        """Another object: of the one it judged last a network remembers what it said."""
+        return (*encoding,)
+
+    assert anew() is not encoding
     judges = {
-        "score": lambda: profile.score([encoding]),
-        "gate": lambda: gate([chunk], [encoding], " ".join(text)),
-        "gate with a network": lambda: with_network([chunk], [encoding], " ".join(text)),
+        "score": lambda: profile.score([anew()]),
+        "gate": lambda: gate([chunk], [anew()], " ".join(text)),
+        "gate with a network": lambda: with_network([chunk], [anew()], " ".join(text)),
     }
     seconds: dict[str, list[float]] = {"forward": [], **{name: [] for name in judges}}
     with torch.no_grad():
@@ -257,23 +265,22 @@ def _markdown(report: dict[str, Any]) -> str:
     lines = [
         "# The sanitizer, measured",
         "",
-        f"{report['date']}. {report['machine']}, torch {report['torch']}. Written by "
-        "`benchmarks/bench_sanitize.py`; `benchmarks/README.md` says what the figures mean.",
+        "Written by `benchmarks/bench_sanitize.py`; `benchmarks/README.md` says what the figures "
+        "mean.",
     ]
-    if "language" in report:
-        lines += ["", *_language_text(report["language"])]
-    if "trained" in report:
-        lines += ["", *_trained_text(report["trained"])]
-    if "cost" in report:
-        lines += ["", *_cost_text(report["cost"])]
+    for part, text in _TEXTS.items():
+        if part in report:
+            told = report[part]
+            title, *rest = text(told["found"])
+            measured = f"{told['date']}. {told['machine']}, torch {told['torch']}."
+            lines += ["", f"## {title}", "", measured, "", *rest]
     return "\n".join(lines) + "\n"
 
 
 def _language_text(found: dict[str, Any]) -> list[str]:
     presets = list(PRESETS)
     lines = [
-        "## Real language, with MiniLM as the encoder",
-        "",
+        "Real language, with MiniLM as the encoder",
         f"| set | n | AUC against ImageNet | {' | '.join(f'flagged, {p}' for p in presets)} |",
         "|---|---|---|" + "---|" * len(presets),
     ]
@@ -304,8 +311,7 @@ def _language_text(found: dict[str, Any]) -> list[str]:
 def _trained_text(found: dict[str, Any]) -> list[str]:
     runs = found["runs"]
     lines = [
-        "## Trained mode, with MiniLM as the encoder",
-        "",
+        "Trained mode, with MiniLM as the encoder",
         "| seed | CPU time | test | AUC | harmless rows change | found | of these, under attack |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -330,8 +336,7 @@ def _trained_text(found: dict[str, Any]) -> list[str]:
 
 def _cost_text(found: list[dict[str, Any]]) -> list[str]:
     lines = [
-        f"## Cost of judging a harmless prompt of {_WORDS} words",
-        "",
+        f"Cost of judging a harmless prompt of {_WORDS} words",
         "| text encoder | rounds | forward | score | of a forward | whole gate | of a forward "
         "| with a trained network | of a forward |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -348,6 +353,9 @@ def _share_text(one: dict[str, float]) -> str:
     """Median, and 95 % of the rounds."""
     share = f"{100 * one['ratio']:.2f}% ({100 * one['low']:.2f} to {100 * one['high']:.2f})"
     return f"{one['ms']:.1f} ms | {share}"
+
+
+_TEXTS = {"language": _language_text, "trained": _trained_text, "cost": _cost_text}
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ encoders, if one lies in `models/safegen`, judges and mends with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 
-from ..safegen_core.sanitize.bank import Bank, read_bank
+from ..safegen_core.sanitize.bank import installed_bank
 from ..safegen_core.sanitize.encoder import Encoding
 from ..safegen_core.sanitize.profile import Profile
 from ..safegen_core.sanitize.shelf import Shelf
-from .folders import KIND
+from .folders import KIND, every
 from .text_encoder import ComfyEncoder
 
 BANK: str | Path = "sexual"
@@ -60,9 +59,4 @@ def _networks() -> Iterator[Path]:
             yield Path(path)
 
 
-@cache
-def _bank(name: str | Path) -> Bank:
-    return read_bank(name)
-
-
-SHELF = Shelf(_folder, _networks, lambda: _bank(BANK))
+SHELF = Shelf(_folder, _networks, lambda: installed_bank(BANK, every()))

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safegen_core.errors import SanitizeError
-from safegen_core.sanitize.bank import read_bank
+from safegen_core.sanitize.bank import installed_bank
 from safegen_core.sanitize.encoder import Encoding
 from safegen_core.sanitize.profile import Profile
 from safegen_core.sanitize.shelf import Shelf
@@ -59,7 +59,7 @@ def _networks() -> Iterator[Path]:
         yield from folder.rglob("*.safetensors")
 
 
-SHELF = Shelf(_folder, _networks, lambda: read_bank("sexual"))
+SHELF = Shelf(_folder, _networks, lambda: installed_bank("sexual", patches.every()))
 
 
 def _loras() -> bool:

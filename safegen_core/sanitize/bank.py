@@ -18,14 +18,18 @@ own:
 
 Every pair of a group is put into every template of the group, so that a pair's two sentences differ
 in the concept alone. No message and no `repr` quotes a term.
+
+Who misses words in a shipped bank writes an addition: `"adds_to": "sexual"` in the place of
+`anchors`. Hosts join to the shipped bank whatever lies in `banks` of their SafeGen folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +41,11 @@ from ..strict_json import read_object
 VERSION = 1
 BANKS = Path(__file__).parent / "banks"
 
+FOLDER = "banks"
+"""Of additions, in a host's SafeGen folder."""
+
 _KEYS = ("version", "name", "groups", "harmless", "anchors")
+_ADDITION = ("version", "name", "adds_to", "groups", "harmless")
 
 
 @dataclass(frozen=True)
@@ -95,13 +103,42 @@ class Bank:
 def read_bank(name_or_path: str | Path) -> Bank:
     """Read a shipped bank by its name, or any by the path of its file.
 
+    An addition is read together with what it adds to.
+
     Raises:
         ConfigError: `config_unknown` when it is neither.
         SanitizeError: `sanitize_bank` when the file cannot be read or is no bank.
     """
     path = find(name_or_path, BANKS, "concept bank")
+    with _of_file(path):
+        values = read_object(path, longest=LONGEST_FILE)
+        if "adds_to" not in values:
+            return _bank(values)
+        name = phrase(values["adds_to"], "adds_to")
+        if name not in _shipped():
+            raise ValueError(f"adds_to must be one of {', '.join(_shipped())}")
+        return _joined(read_bank(name), values)
+
+
+def installed_bank(name: str | Path, folders: Iterable[Path]) -> Bank:
+    """A shipped bank, and what the `banks` of SafeGen's folders on a host add to it.
+
+    Raises:
+        SanitizeError: `sanitize_bank` for a file there that cannot be read, or adds nothing to this
+            bank. Going on without it would look for less than somebody asked for.
+    """
+    bank = read_bank(name)
+    for folder in folders:
+        for file in sorted((folder / FOLDER).glob("*.json")):
+            with _of_file(file):
+                bank = _joined(bank, read_object(file, longest=LONGEST_FILE))
+    return bank
+
+
+@contextlib.contextmanager
+def _of_file(path: Path) -> Iterator[None]:
     try:
-        return _bank(read_object(path, longest=LONGEST_FILE))
+        yield
     except (OSError, ValueError) as cause:
         raise SanitizeError(
             "sanitize_bank",
@@ -110,16 +147,33 @@ def read_bank(name_or_path: str | Path) -> Bank:
         ) from None  # the cause of a syntax error holds the whole text
 
 
+def _shipped() -> list[str]:
+    return sorted(file.stem for file in BANKS.glob("*.json"))
+
+
 def _bank(values: dict[str, Any]) -> Bank:
     """Check the contents of a bank; a ValueError says what is wrong with them, and quotes none."""
     check_keys(values, _KEYS)
     check_version(values, VERSION)
     name = phrase(values["name"], "name")
-    groups = tuple(
-        _group(group, f"groups number {n}") for n, group in enumerate(items(values, "groups"), 1)
-    )
-    harmless = _texts(values, "harmless")
-    anchors = _texts(values, "anchors")
+    return _made(name, _groups(values), _texts(values, "harmless"), _texts(values, "anchors"))
+
+
+def _joined(bank: Bank, values: dict[str, Any]) -> Bank:
+    """A bank with an addition's groups and harmless sentences, of which one may be empty."""
+    check_keys(values, _ADDITION)
+    check_version(values, VERSION)
+    phrase(values["name"], "name")
+    if values["adds_to"] != bank.name:
+        raise ValueError(f"adds_to must be {bank.name!r} here")
+    groups = () if values["groups"] == [] else _groups(values)
+    harmless = () if groups and values["harmless"] == [] else _texts(values, "harmless")
+    return _made(bank.name, bank.groups + groups, bank.harmless + harmless, bank.anchors)
+
+
+def _made(
+    name: str, groups: tuple[Group, ...], harmless: tuple[str, ...], anchors: tuple[str, ...]
+) -> Bank:
     bank = Bank(name, groups, harmless, anchors, digest="")
     sentences = bank.sentences()
     unsafe = _once("pairs in their templates", [s.unsafe for s in sentences])
@@ -130,8 +184,12 @@ def _bank(values: dict[str, Any]) -> Bank:
     content = json.dumps(
         [[[g.templates, g.pairs] for g in groups], harmless, anchors], ensure_ascii=False
     )
-    return Bank(
-        name, groups, harmless, anchors, hashlib.sha256(content.encode("utf-8")).hexdigest()
+    return replace(bank, digest=hashlib.sha256(content.encode("utf-8")).hexdigest())
+
+
+def _groups(values: dict[str, Any]) -> tuple[Group, ...]:
+    return tuple(
+        _group(group, f"groups number {n}") for n, group in enumerate(items(values, "groups"), 1)
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 from safegen_core.errors import ConfigError, SanitizeError
-from safegen_core.sanitize.bank import BANKS, read_bank
+from safegen_core.sanitize.bank import BANKS, FOLDER, installed_bank, read_bank
 
 BANK = {
     "version": 1,
@@ -243,3 +243,71 @@ def test_anything_in_place_of_a_part_is_read_or_refused_and_never_quoted(write, 
     with pytest.raises(SanitizeError) as caught:
         read_bank(write(values))
     assert "striped" not in str(caught.value)
+
+
+ADDITION = {
+    "version": 1,
+    "name": "more",
+    "adds_to": "sexual",
+    "groups": [{"templates": ["a {} moon"], "pairs": [["chequered", "plain"]]}],
+    "harmless": ["a chequered flag"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write an addition into a host's folder; gives the folder."""
+
+    def write(values, name="more.json"):
+        file = tmp_path / "safegen" / FOLDER / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(values if isinstance(values, str) else json.dumps(values), encoding="utf-8")
+        return tmp_path / "safegen"
+
+    return write
+
+
+def test_an_addition_is_joined_to_the_shipped_bank(folder, write):
+    shipped = read_bank("sexual")
+    bank = installed_bank("sexual", [folder(ADDITION)])
+    assert bank.groups[:-1] == shipped.groups
+    assert bank.groups[-1].pairs == (("chequered", "plain"),)
+    assert bank.harmless == (*shipped.harmless, "a chequered flag")
+    assert (bank.name, bank.anchors) == (shipped.name, shipped.anchors)
+    assert bank.digest != shipped.digest
+    assert bank == read_bank(write(ADDITION))  # as the command line reads it
+
+
+def test_several_additions_are_joined_whatever_the_folders_are(folder, tmp_path):
+    other = {**ADDITION, "groups": [], "harmless": ["a chess board"]}
+    folder(other, "a.json")
+    bank = installed_bank("sexual", [tmp_path / "none", folder(ADDITION)])
+    assert bank.harmless[-2:] == ("a chess board", "a chequered flag")
+    assert installed_bank("sexual", [tmp_path]) == read_bank("sexual")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "{",
+        BANK,
+        {**ADDITION, "adds_to": "stars"},
+        {**ADDITION, "adds_to": ["sexual"]},
+        {**ADDITION, "groups": [], "harmless": []},
+        {**ADDITION, "groups": {}},
+        {**ADDITION, "harmless": ["a chequered moon"]},
+        {**ADDITION, "anchors": ["plain"]},
+        {**ADDITION, "version": 2},
+    ],
+)
+def test_what_lies_there_and_adds_nothing_is_named(folder, values, refusal):
+    where = folder(values)
+    with pytest.raises(SanitizeError) as caught:
+        installed_bank("sexual", [where])
+    assert caught.value.code == "sanitize_bank"
+    assert "more.json" in caught.value.message
+    assert "chequered" not in caught.value.message
+
+
+def test_an_addition_to_no_shipped_bank_is_refused(write, refusal):
+    assert refusal(read_bank, write({**ADDITION, "adds_to": "stars"})) == "sanitize_bank"
