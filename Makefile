@@ -14,13 +14,16 @@ OLDEST = numpy==1.26.2 Pillow==9.5.0 safetensors==0.4.2 torch==2.13.0
 COMFYUI_0.16.3 = 1.0.0
 COMFYUI_0.30.0 = 2.6.0
 
+# A module's tests stay in one process, with what they share; each process computes on one thread.
+PYTEST = -m pytest --numprocesses auto --maxprocesses 8 --dist loadscope
+
 .PHONY: demo test lint oldest comfyui test-comfyui clean
 
 demo: .venv/installed-demo
 	.venv/bin/safegen demo --out $(OUT)
 
 test: lint
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
@@ -28,7 +31,7 @@ lint: .venv/installed-test
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
 oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest --ignore tests/train --ignore tests/evaluate --ignore tests/lab
+	.venv-oldest/bin/python $(PYTEST) --ignore tests/train --ignore tests/evaluate --ignore tests/lab
 
 comfyui: .venv-comfyui/installed .comfyui/0.16.3/main.py .comfyui/0.30.0/main.py
 
@@ -52,7 +55,7 @@ clean:
 # Wheels of these releases exist up to Python 3.11.
 .venv-oldest/installed: pyproject.toml Makefile
 	@$(call create,.venv-oldest)
-	.venv-oldest/bin/python -m pip install $(OLDEST) pytest pytest-randomly hypothesis -e .
+	.venv-oldest/bin/python -m pip install $(OLDEST) pytest pytest-randomly pytest-xdist hypothesis -e .
 	@touch $@
 
 # uv resolves ComfyUI's many packages in seconds where pip takes minutes; torch is there already.

@@ -13,7 +13,7 @@ echo Installing into .venv (torch makes the first time the longest step) ...
 .venv\Scripts\ruff.exe check . || goto :failed
 .venv\Scripts\ruff.exe format --check . || goto :failed
 .venv\Scripts\pyright.exe --pythonpath .venv\Scripts\python.exe || goto :failed
-.venv\Scripts\python.exe -m pytest || goto :failed
+.venv\Scripts\python.exe -m pytest --numprocesses auto --maxprocesses 8 --dist loadscope || goto :failed
 exit /b 0
 
 :no_python

@@ -6,10 +6,14 @@ Fixtures that make things return the function that makes one.
 
 from __future__ import annotations
 
+import os
 import uuid
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when it is first imported
 
 # Tests never assert a time, and a busy machine must not fail a property.
 # A fixture that only makes things may serve all examples of one.

@@ -6,7 +6,8 @@
 
 SAFEGEN_A1111, SAFEGEN_FORGE and SAFEGEN_REFORGE name the hosts' folders, SAFEGEN_WEBUI_ASSETS one
 with `checkpoints`, `loras` and `hf` (a HF_HOME with CLIP's words), and SAFEGEN_A1111_PYTHON (...)
-the Python to run a host with, if it is not the folder's own `venv`.
+the Python to run a host with, if it is not the folder's own `venv`, and SAFEGEN_A1111_FLAGS (...)
+more of its command line: --medvram.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class Host:
         extensions: tuple[Path, ...] = (),
         pack: bool = True,
     ) -> None:
-        self.kind, self.data, self._flags = kind, data, flags
+        more = os.environ.get(f"{KINDS[kind]}_FLAGS", "").split()
+        self.kind, self.data, self._flags = kind, data, (*flags, *more)
         self._folder = Path(os.environ[KINDS[kind]])
         self._assets = Path(os.environ["SAFEGEN_WEBUI_ASSETS"])
         self._extensions = [*([ROOT] if pack else []), *extensions]

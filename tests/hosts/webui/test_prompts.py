@@ -152,11 +152,13 @@ def test_two_hundred_words(draw):
     assert list(draw.told.values()) == ["pass"]
 
 
-def test_hires_and_its_own_prompt(draw):
+def test_hires_and_its_own_prompt(host, draw):
     hires = {
         "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7,
         "hr_second_pass_steps": 2,
     }  # fmt: skip
+    if host.kind == "forge":  # its API fails without
+        hires["hr_additional_modules"] = ["Use same choices"]
     own = {**hires, "hr_prompt": BAD}
     plain = draw(GOOD, "off", **own)
     assert not same(draw(GOOD, **own), plain)
