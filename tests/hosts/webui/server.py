@@ -5,9 +5,10 @@
         images = host.txt2img(prompt="a square", steps=2)
 
 SAFEGEN_A1111, SAFEGEN_FORGE and SAFEGEN_REFORGE name the hosts' folders, SAFEGEN_WEBUI_ASSETS one
-with `checkpoints`, `loras` and `hf` (a HF_HOME with CLIP's words), and SAFEGEN_A1111_PYTHON (...)
-the Python to run a host with, if it is not the folder's own `venv`, and SAFEGEN_A1111_FLAGS (...)
-more of its command line: --medvram.
+with `checkpoints`, `loras` and `hf` (a HF_HOME with CLIP's words). SAFEGEN_A1111_PYTHON (...) is the
+Python to run a host with, if it is not the folder's own `venv`, SAFEGEN_A1111_FLAGS (...) more of
+its command line: --medvram, and SAFEGEN_A1111_CHECKPOINT (...) other checkpoints of the assets than
+those of `CHECKPOINTS`: minixl, minisd2.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ from PIL import Image
 ROOT = Path(__file__).parents[3]
 PROBE = Path(__file__).with_name("probe")
 KINDS = {"a1111": "SAFEGEN_A1111", "forge": "SAFEGEN_FORGE", "reforge": "SAFEGEN_REFORGE"}
-CHECKPOINTS = {"a1111": "tiny", "forge": "mini", "reforge": "mini"}
-"""Which of the assets a host can load: only A1111 reads shapes from a file beside a checkpoint."""
+CHECKPOINTS = {
+    kind: os.environ.get(f"{name}_CHECKPOINT", "tiny" if kind == "a1111" else "mini")
+    for kind, name in KINDS.items()
+}
+"""Which of the assets a host loads: only A1111 reads shapes from a file beside a checkpoint."""
 
 _CPU = {
     "a1111": ("--use-cpu", "all", "--skip-torch-cuda-test", "--no-half", "--precision", "full"),
@@ -174,7 +178,7 @@ class Host:
         for kind, name in (("checkpoints", "Stable-diffusion"), ("loras", "Lora")):
             folder = self.models / name
             folder.mkdir(parents=True, exist_ok=True)
-            for file in sorted((self._assets / kind).glob(f"*{CHECKPOINTS[self.kind]}*")):
+            for file in sorted((self._assets / kind).glob(f"*{CHECKPOINTS[self.kind]}[-.]*")):
                 _linked(folder / file.name, file)
         (self.data / "extensions").mkdir(exist_ok=True)
         for extension in self._extensions:

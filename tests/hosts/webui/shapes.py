@@ -12,5 +12,11 @@ def register() -> None:
     from safegen_core.families import FAMILIES, Family
 
     depths = (2, (1, 1, 1, 0), 1, (0, 1, 1, 1))
-    for name, channels in (("tiny", (32, 64, 128, 128)), ("mini", (320, 320, 320, 320))):
-        FAMILIES[name] = Family(name, f"Tests' {name}", 768, channels, *depths)  # type: ignore[index]
+    for name, context, channels in (
+        ("tiny", 768, (32, 64, 128, 128)),
+        ("mini", 768, (320, 320, 320, 320)),
+        ("minisd2", 1024, (320, 320, 320, 320)),
+    ):
+        FAMILIES[name] = Family(name, f"Tests' {name}", context, channels, *depths)  # type: ignore[index]
+    deep = (2, (0, 2, 10), 10, (10, 2, 0))
+    FAMILIES["minixl"] = Family("minixl", "Tests' minixl", 2048, (320, 320, 320), *deep)  # type: ignore[index]

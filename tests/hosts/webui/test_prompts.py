@@ -5,6 +5,7 @@ that even those tell from others: stripes. Pictures are compared to the last pix
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.host
 PROBE = Path(__file__).with_name("prompt_probe")
 GOOD, BAD = "a plain kite over a field", "a striped kite over a field"
 NEVER = "a striped kite over a child"
+ENCODERS = {"minixl": {"te1": 768, "te2": 1280}, "minisd2": {"te": 1024}}  # others: CLIP-L alone
 MANY = " BREAK ".join(["a small boat", "a red house"] * 2)
 LONG = "a wooden bridge near the quiet harbour, " * 25
 
@@ -30,7 +32,7 @@ def host(request, tmp_path_factory):
         pytest.skip(reason)
     data = tmp_path_factory.mktemp(kind)
     _write_bank(data / "striped.json")
-    _install(data)
+    _install(data, ENCODERS.get(server.CHECKPOINTS[kind], {"te": 768}))
     with server.Host(kind, data, extensions=(PROBE,), pack=False) as running:
         running.options(live_previews_enable=False, samples_save=False)
         yield running
@@ -52,22 +54,28 @@ def _write_bank(file: Path) -> None:
     file.write_text(json.dumps(bank), encoding="utf-8")
 
 
-def _install(data: Path) -> None:
-    """A textual inversion, and LoRAs that move the text encoder little and much."""
+def _install(data: Path, encoders: dict[str, int]) -> None:
+    """A textual inversion, and LoRAs that move the text encoders little and much.
+
+    Args:
+        data: the host's folder.
+        encoders: width by what LoRAs call them.
+    """
     import torch
     from safetensors.torch import save_file
 
     made = torch.Generator().manual_seed(0)
     for folder in ("embeddings", "models/Lora"):
         (data / folder).mkdir(parents=True, exist_ok=True)
-    vectors = torch.randn(3, 768, generator=made) * 0.03
-    save_file({"emb_params": vectors}, data / "embeddings" / "style7.safetensors")
+    names = {"te": "emb_params", "te1": "clip_l", "te2": "clip_g"}
+    vectors = {names[at]: torch.randn(3, n, generator=made) * 0.03 for at, n in encoders.items()}
+    save_file(vectors, data / "embeddings" / "style7.safetensors")
     for name, size in (("near", 0.002), ("far", 0.4)):
         tensors = {}
-        for layer in range(2):
-            at = f"lora_te_text_model_encoder_layers_{layer}_self_attn_v_proj"
-            tensors[f"{at}.lora_down.weight"] = torch.randn(4, 768, generator=made) / 28
-            tensors[f"{at}.lora_up.weight"] = size * torch.randn(768, 4, generator=made)
+        for (encoder, width), layer in itertools.product(encoders.items(), range(2)):
+            at = f"lora_{encoder}_text_model_encoder_layers_{layer}_self_attn_v_proj"
+            tensors[f"{at}.lora_down.weight"] = torch.randn(4, width, generator=made) / 28
+            tensors[f"{at}.lora_up.weight"] = size * torch.randn(width, 4, generator=made)
             tensors[f"{at}.alpha"] = torch.tensor(4.0)
         save_file(tensors, data / "models" / "Lora" / f"te-{name}.safetensors")
 
@@ -92,6 +100,10 @@ def draw(host):
     return drawn
 
 
+def name_of(host):
+    return server.CHECKPOINTS[host.kind]
+
+
 def same(one, other):
     return np.array_equal(one, other)
 
@@ -114,6 +126,13 @@ def test_a_cleaned_prompt_draws_something_else_and_leaves_nothing_behind(draw):
     assert not same(safe, before)
     assert same(draw(BAD, "off"), before)
     assert same(draw(BAD), safe)
+
+
+def test_every_encoder_is_exchanged(host, draw):
+    draw(BAD)
+    told = host.get("/probe/prompts")["exchanged"][BAD]
+    parts = {"minixl": ["g", "l", "pooled"], "minisd2": ["h"]}
+    assert sorted(part for part in told if told[part]) == parts.get(name_of(host), ["l"])
 
 
 def test_a_refused_prompt_fails_the_request_only(host, draw):
@@ -205,8 +224,15 @@ def test_loras_on_the_text_encoder(host, draw):
 
 
 def test_clip_skip_is_another_encoder(host, draw):
+    layers = {"minixl": 3}.get(name_of(host), 2)  # SDXL begins at 2
+    settings = {"CLIP_stop_at_last_layers": layers}
+    if host.kind == "a1111":
+        if name_of(host) == "minisd2":
+            pytest.skip("A1111 skips no layer of SD 2's encoder")
+        settings["sdxl_clip_l_skip"] = True  # its way to skip layers of SDXL's
+    skipped = {"override_settings": settings}
+    draw(BAD)
     before = host.get("/probe/prompts")["profiles"]
-    skipped = {"override_settings": {"CLIP_stop_at_last_layers": 2}}
     plain = draw(BAD, "off", **skipped)
     assert not same(draw(BAD, **skipped), plain)
     assert same(draw(GOOD, **skipped), draw(GOOD, "off", **skipped))

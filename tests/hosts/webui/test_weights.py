@@ -17,11 +17,7 @@ from tests.hosts.webui import server, shapes
 
 pytestmark = pytest.mark.host
 
-LORA = {
-    "a1111": "<lora:lora-tiny:1>",
-    "forge": "<lora:lora-mini:1>",
-    "reforge": "<lora:lora-mini:1>",
-}
+LORA = {kind: f"<lora:lora-{name}:1>" for kind, name in server.CHECKPOINTS.items()}
 
 
 @pytest.fixture(scope="module", params=server.KINDS)

@@ -2,7 +2,8 @@
 """An extension for the tests: requests whose prompts are judged by a bank of striped things.
 
 POST /probe/prompts {"preset": ...} holds for every request until the next one. POST /probe/draw
-makes pictures without scripts, of a list of prompts. GET /probe/prompts tells of the last job.
+makes pictures without scripts, of a list of prompts. GET /probe/prompts tells of the last job, and
+of every text that was cleaned which of its parts the denoiser was given anew.
 """
 
 import base64
@@ -14,6 +15,7 @@ from modules import script_callbacks
 
 _HERE = Path(__file__).resolve()
 _preset = ["off"]
+_exchanged = {}
 
 
 def _around(original, p, *args, **kwargs):
@@ -22,6 +24,23 @@ def _around(original, p, *args, **kwargs):
 
     with jobs.begun(Protection(patch="off", prompts=_preset[0])):
         return original(p, *args, **kwargs)
+
+
+def _judging(original, conds, text, cond, *beside):
+    explanation, cleaned = original(conds, text, cond, *beside)
+    if cleaned is not None:
+        towers = conds.encoder._towers
+        named = isinstance(cond, dict)
+        rows = [(c["crossattn"] if named else c).split([t.width for t in towers], -1)
+                for c in (cond, cleaned)]  # fmt: skip
+        told = {t.name: not one.equal(other) for t, one, other in zip(towers, *rows, strict=True)}
+        if named:
+            width = towers[-1].width
+            one, other = cond["vector"], cleaned["vector"]
+            told["pooled"] = not one[:width].equal(other[:width])
+            told["sizes"] = not one[width:].equal(other[width:])
+        _exchanged[text] = told
+    return explanation, cleaned
 
 
 def _sent(image):
@@ -67,6 +86,8 @@ def _opened(_, app):
     profiles.SHELF = Shelf(profiles._folder, profiles._networks, lambda: read_bank(bank))
     original = processing.process_images_inner
     processing.process_images_inner = lambda p, *a, **k: _around(original, p, *a, **k)
+    judge = prompts._Conds._judge
+    prompts._Conds._judge = lambda *of: _judging(judge, *of)
     given = Body(...)
 
     @app.post("/probe/prompts")
@@ -78,7 +99,8 @@ def _opened(_, app):
     def told():
         job = jobs.last()
         kept = sorted(file.name for file in profiles._folder().glob("*.safetensors"))
-        return {"prompts": {t: e.json() for t, e in job.prompts.items()}, "profiles": kept}
+        told = {text: explanation.json() for text, explanation in job.prompts.items()}
+        return {"prompts": told, "profiles": kept, "exchanged": _exchanged}
 
     @app.post("/probe/draw")
     def draw(values: dict = given):
