@@ -5,10 +5,10 @@
         images = host.txt2img(prompt="a square", steps=2)
 
 SAFEGEN_A1111, SAFEGEN_FORGE and SAFEGEN_REFORGE name the hosts' folders, SAFEGEN_WEBUI_ASSETS one
-with `checkpoints`, `loras` and `hf` (a HF_HOME with CLIP's words). SAFEGEN_A1111_PYTHON (...) is the
-Python to run a host with, if it is not the folder's own `venv`, SAFEGEN_A1111_FLAGS (...) more of
-its command line: --medvram, and SAFEGEN_A1111_CHECKPOINT (...) other checkpoints of the assets than
-those of `CHECKPOINTS`: minixl, minisd2.
+with `checkpoints`, `loras` and `hf` (a HF_HOME with CLIP's words). SAFEGEN_A1111_PYTHON (...) is
+the Python to run a host with, if it is not the folder's own `venv`, SAFEGEN_A1111_FLAGS (...) more
+of its command line: --medvram, and SAFEGEN_A1111_CHECKPOINT (...) other checkpoints of the assets
+than those of `CHECKPOINTS`: minixl, minisd2.
 """
 
 from __future__ import annotations
