@@ -44,7 +44,7 @@ def room(pack, folders, tmp_path, profile, monkeypatch):
         if name.startswith("comfy."):
             monkeypatch.setattr(sys.modules["comfy"], name.split(".")[1], module, raising=False)
     module = pack("safegen_comfy.conditionings")
-    monkeypatch.setattr(module.profiles, "_bank", lambda name: toy_bank())
+    monkeypatch.setattr(module.profiles, "installed_bank", lambda name, folders: toy_bank())
     monkeypatch.setattr(module.SHELF, "every", lambda: iter([profile]))
     return module
 

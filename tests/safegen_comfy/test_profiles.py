@@ -42,7 +42,7 @@ def profiles(pack, folders, tmp_path, monkeypatch):
         if "." in name:
             monkeypatch.setattr(sys.modules["comfy"], name.split(".")[1], module, raising=False)
     module = pack("safegen_comfy.profiles")
-    monkeypatch.setattr(module, "_bank", lambda name: toy_bank())
+    monkeypatch.setattr(module, "installed_bank", lambda name, folders: toy_bank())
     return module
 
 
