@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import multiprocessing
 import os
 import platform
@@ -27,9 +26,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this SafeGen, installed or not
 
+import results
 from detect_bench import equality, memory, photos, resolution, timing
 
-from safegen_core.atomic import atomic_path
 from safegen_core.detect.network import close_networks, open_network
 from safegen_core.detect.nudenet import KNOWN, NudeNet, find_model
 
@@ -47,14 +46,7 @@ def main() -> None:
     for name in args.parts:
         report[name] = PARTS[name](model, found, args)
         close_networks()  # the timing part has put stopwatches into its networks
-    for name, text in (
-        ("detect.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n"),
-        ("detect.md", _markdown(report, found)),
-    ):
-        args.out.mkdir(parents=True, exist_ok=True)
-        with atomic_path(args.out / name, overwrite=True) as part:
-            part.write_text(text, encoding="utf-8")
-    print(_markdown(report, found))
+    results.write(args.out, "detect", report, _markdown(report, found))
 
 
 def time_it(model: Path, found: Found, args: argparse.Namespace) -> dict[str, Any]:

@@ -26,11 +26,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this SafeGen, installed or not
 
-from safegen_core.atomic import atomic_path
+import results
+
 from safegen_core.evaluate.rates import rate
+from safegen_core.evaluate.subject import Subject
+from safegen_core.evaluate.text import SubjectEncoder
+from safegen_core.lab.concept import lab_bank
+from safegen_core.lab.model import load_pipeline
 from safegen_core.sanitize import clip_words
-from safegen_core.sanitize.bank import read_bank
-from safegen_core.sanitize.encoder import Encoding, Part, Word
+from safegen_core.sanitize.bank import Bank, read_bank
+from safegen_core.sanitize.encoder import Encoder, Encoding, Part, Word
 from safegen_core.sanitize.network import Calibration, Network, RowNetwork
 from safegen_core.sanitize.profile import Profile, fit_profile
 from safegen_core.sanitize.sanitizer import PRESETS, Sanitizer
@@ -52,7 +57,7 @@ def main() -> None:
     parser.add_argument("--templates", type=int, default=20, help="an ImageNet class (%(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="in every arm (%(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=("language", "trained", "cost"))
+    parser.add_argument("--parts", nargs="+", choices=("language", "trained", "miniature", "cost"))
     parser.add_argument("--seeds", type=int, default=3, help="trained networks (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -61,6 +66,7 @@ def main() -> None:
     parts = {
         "language": lambda: _language(encoder, profile, args.templates),
         "trained": lambda: _trained(encoder, profile, args.seeds),
+        "miniature": lambda: _miniature(args.seeds),
         "cost": lambda: [_cost(name, of, profile, args.rounds) for name, of in _MODELS.items()],
     }
     file = args.out / "sanitize.json"
@@ -74,14 +80,7 @@ def main() -> None:
             "torch": torch.__version__,
             "found": parts[part](),
         }
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("sanitize.json", json.dumps(report, indent=1) + "\n"),
-        ("sanitize.md", _markdown(report)),
-    ):
-        with atomic_path(args.out / name, overwrite=True) as part:
-            part.write_text(text, encoding="utf-8")
-    print(_markdown(report))
+    results.write(args.out, "sanitize", report, _markdown(report))
 
 
 def _language(encoder: minilm.MiniLM, profile: Profile, templates: int) -> dict[str, Any]:
@@ -148,13 +147,8 @@ def _z(encoder: minilm.MiniLM, profiles: Sequence[Profile], texts: Sequence[str]
 
 def _trained(encoder: minilm.MiniLM, profile: Profile, seeds: int) -> dict[str, Any]:
     """Networks of several seeds: their test, and what each finds together with the profile."""
-    profiles, runs = [profile], []
-    for seed in range(seeds):
-        start = time.process_time()
-        network, record = train_network(encoder, read_bank("sexual"), Options(seed=seed))
-        seconds = round(time.process_time() - start)
-        runs.append({"seed": seed, "cpu_seconds": seconds, **record.to_values()})
-        profiles.append(network.joined(profile))
+    runs, networks = _runs(encoder, read_bank("sexual"), seeds)
+    profiles = [profile, *(network.joined(profile) for network in networks)]
     sets = {}
     for name, texts in (_harmless(_FEW_TEMPLATES) | _unsafe()).items():
         each = zip(profiles, _z(encoder, profiles, texts), strict=True)
@@ -164,6 +158,22 @@ def _trained(encoder: minilm.MiniLM, profile: Profile, seeds: int) -> dict[str, 
 
 
 _FEW_TEMPLATES = 2
+
+
+def _miniature(seeds: int) -> list[dict[str, Any]]:
+    """Networks of several seeds for the text encoder of the lab's miniature: their test."""
+    return _runs(SubjectEncoder(Subject(load_pipeline())), lab_bank(), seeds)[0]
+
+
+def _runs(encoder: Encoder, bank: Bank, seeds: int) -> tuple[list[dict[str, Any]], list[Network]]:
+    runs, networks = [], []
+    for seed in range(seeds):
+        start = time.process_time()
+        network, record = train_network(encoder, bank, Options(seed=seed))
+        seconds = round(time.process_time() - start)
+        runs.append({"seed": seed, "cpu_seconds": seconds, **record.to_values()})
+        networks.append(network)
+    return runs, networks
 
 
 def _cost(model: str, names: Sequence[str], fitted: Profile, rounds: int) -> dict[str, Any]:
@@ -308,18 +318,25 @@ def _language_text(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _trained_text(found: dict[str, Any]) -> list[str]:
-    runs = found["runs"]
+def _runs_text(runs: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
-        "Trained mode, with MiniLM as the encoder",
         "| seed | CPU time | test | AUC | harmless rows change | found | of these, under attack |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += [
+    return lines + [
         f"| {run['seed']} | {run['cpu_seconds']} s | {'passed' if run['passed'] else 'failed'} | "
         f"{run['auc']:.4f} | {run['change']:.2%} | {run['found']:.0%} | {run['recall']:.0%} |"
         for run in runs
     ]
+
+
+def _miniature_text(runs: Sequence[dict[str, Any]]) -> list[str]:
+    return ["Trained mode, in the miniature", *_runs_text(runs)]
+
+
+def _trained_text(found: dict[str, Any]) -> list[str]:
+    runs = found["runs"]
+    lines = ["Trained mode, with MiniLM as the encoder", *_runs_text(runs)]
     names = ["training-free", *(f"and seed {run['seed']}" for run in runs)]
     lines += [
         "",
@@ -355,7 +372,12 @@ def _share_text(one: dict[str, float]) -> str:
     return f"{one['ms']:.1f} ms | {share}"
 
 
-_TEXTS = {"language": _language_text, "trained": _trained_text, "cost": _cost_text}
+_TEXTS = {
+    "language": _language_text,
+    "trained": _trained_text,
+    "miniature": _miniature_text,
+    "cost": _cost_text,
+}
 
 
 if __name__ == "__main__":

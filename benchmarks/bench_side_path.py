@@ -9,7 +9,6 @@ Writes `side-path.json` and `side-path.md`. README.md here says what the figures
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -23,7 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this SafeGen, installed or not
 
-from safegen_core.atomic import atomic_path
+import results
+
 from safegen_core.delta import Full, LowRank
 from safegen_core.fingerprint import SelfAttention
 from safegen_core.patch import Patch
@@ -47,14 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     report = _measured(args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("side-path.json", json.dumps(report, indent=1) + "\n"),
-        ("side-path.md", _markdown(report)),
-    ):
-        with atomic_path(args.out / name, overwrite=True) as part:
-            part.write_text(text, encoding="utf-8")
-    print(_markdown(report))
+    results.write(args.out, "side-path", report, _markdown(report))
 
 
 @torch.no_grad()

@@ -27,10 +27,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this SafeGen, installed or not
 
+import results
 from train_bench import flops, memory, report, timing
 from train_bench.models import MODELS
 
-from safegen_core.atomic import atomic_path
 from safegen_core.train.cards import cards, read_card
 from safegen_core.train.config import Compute
 from safegen_core.train.network import device_of, dtype_of
@@ -54,13 +54,7 @@ def main() -> None:
             found[part] = {"made": _made("meta"), "records": _merged(kept, count(args))}
     if not args.flops and not args.memory:
         measure(args, found.setdefault("timing", {}))
-    for name, text in (
-        ("train.json", json.dumps(found, indent=1) + "\n"),
-        ("train.md", report.markdown(found)),
-    ):
-        with atomic_path(args.out / name, overwrite=True) as part:
-            part.write_text(text, encoding="utf-8")
-    print(report.markdown(found))
+    results.write(args.out, "train", found, report.markdown(found))
 
 
 def count_flops(args: argparse.Namespace) -> list[dict[str, Any]]:
